@@ -1,0 +1,1 @@
+"""Process rewards for LLM fine-tuning on TRL."""
