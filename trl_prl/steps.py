@@ -1,0 +1,300 @@
+"""Steps of sampled completions: which token belongs to which step, and the text of each step.
+
+Layer 0: no model, no trainer, no input or output. `step_ids` of shape (B, T) is the only bridge from steps to tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_prl.markdown_splitter import MarkdownSplitter
+from trl_prl.splitters import (
+    ByteSplitter,
+    DelimiterSplitter,
+    FixedLengthSplitter,
+    RegexSplitter,
+    SentenceSplitter,
+    TextSplitter,
+    is_blank,
+)
+from trl_prl.token_pieces import TokenPieces
+from trl_prl.types import StepSplitter
+
+
+__all__ = [
+    "ByteSplitter",
+    "DelimiterSplitter",
+    "FixedLengthSplitter",
+    "MarkdownSplitter",
+    "RegexSplitter",
+    "SentenceSplitter",
+    "SplitBatch",
+    "TextSplitter",
+    "TokenPieces",
+    "get_splitter",
+    "split_completions",
+    "split_text",
+    "step_ids_from_ends",
+]
+
+
+@dataclass(frozen=True)
+class SplitBatch:
+    """Steps of a batch of completions.
+
+    Attributes:
+        step_ids (`Tensor` of shape (B, T), int64, on the CPU):
+            Step of every token, `0..num_steps - 1` in order along the action tokens; -1 off the action mask.
+        num_steps (`Tensor` of shape (B,), int64, on the CPU):
+            Steps of each completion; 0 for a completion without action tokens.
+        step_bytes (`list[list[bytes]]`):
+            Exact bytes of each step; joined, they are the bytes of the completion's action tokens.
+    """
+
+    step_ids: Tensor
+    num_steps: Tensor
+    step_bytes: list[list[bytes]] = field(repr=False)
+
+    @cached_property
+    def steps(self) -> list[list[str]]:
+        """Texts of the steps, decoded on first use.
+
+        Joined, the texts of a completion are its text; only where a step ends inside a character (its bytes are
+        spread over tokens), or where the sampled bytes are not UTF-8, U+FFFD stands for the parts. `step_bytes` is
+        exact in every case.
+        """
+        return [[step.decode("utf-8", "replace") for step in row] for row in self.step_bytes]
+
+
+def get_splitter(name_or_splitter: str | StepSplitter, *, step_length: int = 256) -> StepSplitter:
+    r"""Turn the name of a splitter, as a config carries it, into the splitter.
+
+    Args:
+        name_or_splitter (`str` or `StepSplitter`):
+            `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"`, `"regex:PATTERN"` or
+            `"delimiter:TEXT"` (with `\n`, `\r` and `\t` written as escapes or not). A splitter object is returned as
+            it is.
+        step_length (`int`, *optional*, defaults to `256`):
+            Tokens per step of `"fixed"`; no other splitter reads it.
+
+    Returns:
+        `StepSplitter`: The splitter.
+
+    Raises:
+        `ValueError`: When the name is not one of these.
+        `TypeError`: When the argument is neither a name nor has a `step_ends` method.
+    """
+    if not isinstance(name_or_splitter, str):
+        if isinstance(name_or_splitter, StepSplitter):
+            return name_or_splitter
+        raise TypeError(
+            f"The step splitter is a {type(name_or_splitter).__name__}, which has no `step_ends(pieces)` method, so "
+            "it cannot tell where steps end. Pass the name of a splitter or an object with that method."
+        )
+    match name_or_splitter.partition(":"):
+        case ("fixed", "", ""):
+            return FixedLengthSplitter(step_length)
+        case ("newline", "", ""):
+            return DelimiterSplitter("\n")
+        case ("blank_line", "", ""):
+            return DelimiterSplitter("\n\n")
+        case ("sentence", "", ""):
+            return SentenceSplitter()
+        case ("markdown", "", ""):
+            return MarkdownSplitter()
+        case ("regex", ":", pattern):
+            return RegexSplitter(pattern)
+        case ("delimiter", ":", text):
+            for escape, character in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
+                text = text.replace(escape, character)
+            return DelimiterSplitter(text)
+    raise ValueError(
+        f"The step splitter is {name_or_splitter!r}, but no splitter has that name. Use 'fixed', 'newline', "
+        "'blank_line', 'sentence', 'markdown', 'regex:PATTERN' or 'delimiter:TEXT', or pass a splitter object."
+    )
+
+
+def step_ids_from_ends(ends: list[list[int]], length: int) -> Tensor:
+    """Turn step ends into the step of every token.
+
+    Args:
+        ends (`list[list[int]]`):
+            Exclusive step ends of each completion, strictly increasing, as a splitter returns them; the completion's
+            first token is at 0.
+        length (`int`):
+            T, the padded number of tokens; at least the largest end.
+
+    Returns:
+        `Tensor` of shape (B, T), int64: Step of each token, -1 from the last end on.
+
+    Raises:
+        `ValueError`: When ends are not strictly increasing within 1..`length`.
+    """
+    step_ids = np.full((len(ends), length), -1, dtype=np.int64)
+    for row, row_ends in zip(step_ids, ends, strict=True):
+        if row_ends:
+            _check_ends(row_ends, None, length)
+            row[: row_ends[-1]] = np.repeat(np.arange(len(row_ends)), np.diff(row_ends, prepend=0))
+    return torch.from_numpy(step_ids)
+
+
+def split_completions(
+    splitter: StepSplitter, token_pieces: TokenPieces, completion_ids: Tensor, action_mask: Tensor
+) -> SplitBatch:
+    """Split sampled completions into steps.
+
+    Every contiguous run of action tokens is split on its own, so a tool call ends a step and nothing in tool output or
+    padding is ever seen. A run without content (an end-of-sequence token between two tool outputs) joins the last
+    step before it, or the first one after it.
+
+    Args:
+        splitter (`StepSplitter`):
+            Any object with `step_ends(pieces)`. Those of this package also have a fast path over joined bytes.
+        token_pieces ([`TokenPieces`]):
+            Bytes of the policy's token ids.
+        completion_ids (`Tensor` of shape (B, T), int64):
+            Sampled ids; what stands outside the mask does not matter. Any device.
+        action_mask (`Tensor` of shape (B, T), bool):
+            Tokens the policy sampled: not padding, not tool output. It may have holes, be padded on either side and
+            be empty in some rows.
+
+    Returns:
+        [`SplitBatch`]: Steps on the CPU.
+
+    Raises:
+        `ValueError`: When the two shapes differ, or a splitter returns ends that are not a partition of its pieces.
+    """
+    if completion_ids.shape != action_mask.shape or completion_ids.ndim != 2:
+        raise ValueError(
+            f"`completion_ids` is of shape {tuple(completion_ids.shape)} and `action_mask` of shape "
+            f"{tuple(action_mask.shape)}, but both must be (B, T) for a token to have a mask entry. Pass the "
+            "completion's own ids and mask, without the prompt."
+        )
+    ids = completion_ids.detach().cpu().numpy()
+    mask = action_mask.detach().cpu().numpy().astype(bool)
+    step_ids = np.full(ids.shape, -1, dtype=np.int64)
+    step_bytes = [
+        _split_row(splitter, token_pieces, row_ids, row_mask, row_steps)
+        for row_ids, row_mask, row_steps in zip(ids, mask, step_ids, strict=True)
+    ]
+    num_steps = torch.tensor([len(row) for row in step_bytes], dtype=torch.int64)
+    return SplitBatch(torch.from_numpy(step_ids), num_steps, step_bytes)
+
+
+def _split_row(
+    splitter: StepSplitter, token_pieces: TokenPieces, ids: np.ndarray, mask: np.ndarray, step_ids: np.ndarray
+) -> list[bytes]:
+    """Split one completion; writes its row of `step_ids` and returns the bytes of its steps."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).tolist()
+    steps: list[bytes] = []
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        text, byte_ends = token_pieces.join(ids[start:stop])
+        if is_blank(text):
+            if not steps:
+                steps.append(b"")
+            step_ids[start:stop] = len(steps) - 1
+            steps[-1] += text
+            continue
+        ends = _run_ends(splitter, token_pieces, ids[start:stop], text, byte_ends)
+        # Runs without content so far, if any, join the first step of this one.
+        prefix = steps.pop() if len(steps) == 1 and is_blank(steps[0]) else b""
+        step_ids[start:stop] = np.repeat(np.arange(len(steps), len(steps) + len(ends)), np.diff(ends, prepend=0))
+        text_ends = byte_ends[np.asarray(ends) - 1].tolist()
+        texts = [text[a:b] for a, b in zip([0, *text_ends[:-1]], text_ends, strict=True)]
+        texts[0] = prefix + texts[0]
+        steps.extend(texts)
+    return steps
+
+
+def _run_ends(
+    splitter: StepSplitter, token_pieces: TokenPieces, ids: np.ndarray, text: bytes, byte_ends: np.ndarray
+) -> list[int]:
+    if isinstance(splitter, ByteSplitter):
+        return splitter.step_ends_from_bytes(text, byte_ends)
+    ends = list(splitter.step_ends(token_pieces.pieces(ids)))
+    _check_ends(ends, splitter, len(ids))
+    if ends[-1] != len(ids):
+        raise ValueError(
+            f"{type(splitter).__name__}.step_ends returned {ends[-1]} as its last end for {len(ids)} tokens, but "
+            "every token belongs to a step. Return `len(pieces)` as the last end."
+        )
+    return ends
+
+
+def _check_ends(ends: list[int], splitter: StepSplitter | None, length: int) -> None:
+    if ends and ends[0] >= 1 and ends[-1] <= length and all(a < b for a, b in pairwise(ends)):
+        return
+    source = "`ends`" if splitter is None else f"{type(splitter).__name__}.step_ends"
+    raise ValueError(
+        f"{source} gave the step ends {ends[:8]} for {length} tokens, but ends must increase strictly within "
+        f"1..{length} or steps would overlap or be empty. Give the exclusive end of each step, in order."
+    )
+
+
+def split_text(splitter: StepSplitter, text: str, tokenizer: Any | None = None) -> list[str]:
+    """Split plain text into steps, with the same result as on the tokens of that text.
+
+    Args:
+        splitter (`StepSplitter`):
+            The splitter that also splits the sampled completions.
+        text (`str`):
+            Text to split.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer whose tokens steps end at; the text is tokenised without special tokens. Without one, a step may
+            end at any character.
+
+    Returns:
+        `list[str]`: Steps; joined, they are `text`. Empty for the empty text. A character that a step end would cut
+        goes to the step that ends there, and a step left without any character is dropped.
+
+    Raises:
+        `ValueError`: When the splitter counts tokens and there is no tokenizer, or the tokenizer does not keep the
+            text and cannot tell where its tokens lie in it.
+    """
+    if not text:
+        return []
+    if tokenizer is None:
+        if isinstance(splitter, FixedLengthSplitter):
+            raise ValueError(
+                f"The splitter is {splitter!r}, which counts tokens, but plain text has none. Pass "
+                "`tokenizer=`, or use a splitter that reads the text."
+            )
+        ends = splitter.step_ends([character.encode("utf-8", "surrogatepass") for character in text])
+    else:
+        ends = _text_ends(splitter, text, getattr(tokenizer, "tokenizer", tokenizer))
+    starts = [0, *ends[:-1]]
+    return [text[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
+
+
+def _text_ends(splitter: StepSplitter, text: str, tokenizer: Any) -> list[int]:
+    """Step ends of a text's tokens, as character ends."""
+    token_pieces = TokenPieces(tokenizer)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    ids = encoding["input_ids"]
+    token_ends = splitter.step_ends(token_pieces.pieces(ids))
+    if not token_ends:
+        return [len(text)]
+    literal = token_pieces.literal_pieces(ids)
+    raw, joined = text.encode("utf-8", "surrogatepass"), b"".join(literal)
+    if joined in (raw, b" " + raw):
+        # SentencePiece puts a space before a text, which is not part of it.
+        added = len(joined) - len(raw)
+        byte_ends = np.cumsum([len(piece) for piece in literal]) - added
+        # A continuation byte never starts a character, so this counts the characters begun up to each end.
+        begun = np.cumsum((np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80)
+        return [int(begun[max(byte_ends[end - 1], 1) - 1]) for end in token_ends]
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The text was tokenised by a {type(tokenizer).__name__}, which changes text and has no offsets, so its "
+            "tokens cannot be found in the text again. Use the fast version of the tokenizer, or split without one."
+        )
+    # A tokenizer that normalises: what lies between two tokens belongs to the one before.
+    offsets = encoding["offset_mapping"]
+    return [max(offsets[end - 1][1], offsets[end][0]) if end < len(offsets) else len(text) for end in token_ends]
