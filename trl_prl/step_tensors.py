@@ -1,7 +1,7 @@
 """Tensors of tokens and steps: the bridge between them, and the checks that keep shapes from broadcasting.
 
-Shapes: B completions, T completion tokens (padded), S steps (padded with NaN). `step_ids` of shape (B, T) holds the step
-of each token, −1 for every token that is not an action.
+Shapes: B completions, T completion tokens (padded), S steps (padded with NaN). `step_ids` of shape (B, T) holds the
+step of each token, −1 for every token that is not an action.
 
 Layer 0: no model, no trainer, no input or output.
 """
@@ -140,8 +140,8 @@ def check_rank(name: str, tensor: Tensor, rank: int) -> None:
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.shape != other.shape:
         raise ValueError(
-            f"`{name}` has shape {tuple(tensor.shape)} and `{other_name}` {tuple(other.shape)}. They are read entry by "
-            "entry and must not broadcast. Pass two tensors of the same shape."
+            f"`{name}` has shape {tuple(tensor.shape)} and `{other_name}` {tuple(other.shape)}. They are read entry "
+            "by entry and must not broadcast. Pass two tensors of the same shape."
         )
 
 
@@ -157,7 +157,7 @@ def check_per_completion(name: str, tensor: Tensor, other_name: str, other: Tens
 def check_step_ids(step_ids: Tensor) -> None:
     if step_ids.is_floating_point() or step_ids.dtype == torch.bool:
         raise ValueError(
-            f"`step_ids` has dtype {step_ids.dtype}. It names the step of each token, which a {step_ids.dtype} cannot. "
+            f"`step_ids` has dtype {step_ids.dtype}. It names the step of each token, which no {step_ids.dtype} can. "
             "Pass integers: the index of the step, -1 for tokens outside every step."
         )
 
