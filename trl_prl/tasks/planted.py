@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from trl_prl.tasks._tokenizers import character_tokenizer
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -301,22 +303,8 @@ def build_planted_tokenizer(task: PlantedTask = DEFAULT_TASK) -> PreTrainedToken
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: Pads on the left.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {chr(ord("a") + token): token for token in range(task.eos)} | {END_TEXT: task.eos}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(END_TEXT, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_TEXT,
-        eos_token=END_TEXT,
-        pad_token=END_TEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    letters = [chr(ord("a") + token) for token in range(task.eos)]
+    return character_tokenizer([*letters, END_TEXT], bos=END_TEXT, eos=END_TEXT, pad=END_TEXT)
 
 
 def build_base_policy(
