@@ -142,10 +142,9 @@ def _value_table(gamma: float, task: PlantedTask) -> NDArray[np.float64]:
     probs, values = prover_token_probs(gamma, task), np.zeros((goal + 1, task.length + 1))
     values[goal] = 1.0
     for remaining in range(1, task.length + 1):
-        after = values[task.transitions, remaining - 1]  # (states, vocab_size)
-        after[:goal, task.eos] = 0.0
-        values[:, remaining] = (probs * after).sum(axis=1)
-    values[goal] = 1.0  # the sum of the probabilities is 1 to rounding only
+        after = values[task.transitions[:goal], remaining - 1]  # (states - 1, vocab_size)
+        after[:, task.eos] = 0.0
+        values[:goal, remaining] = (probs[:goal] * after).sum(axis=1)
     values.flags.writeable = False
     return values
 
@@ -356,7 +355,9 @@ def build_base_policy(
         max_position_embeddings=task.length + 2,
         bos_token_id=task.eos,
         eos_token_id=task.eos,
-        pad_token_id=task.eos,
+        # A padding id here would freeze that token's embedding at zero, and it is the start token: the policy could
+        # then never learn its first token.
+        pad_token_id=None,
     )
     samples = torch.from_numpy(sample_prover(gamma, num_iterations * batch_size, seed, task))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -371,4 +372,5 @@ def build_base_policy(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    model.generation_config.pad_token_id = task.eos
     return model.eval()
