@@ -35,9 +35,13 @@ class StepSplitter(Protocol):
 class ProcessReward(Protocol):
     """Scores every step of every completion: TRL's reward-function convention, one level deeper.
 
-    Called as `process_reward(prompts=..., steps=..., **columns)`. It may also be a coroutine function. Besides the
-    dataset columns, a process reward may accept `completions`, `completion_ids`, `step_ids` and `trainer_state` by
-    name or through `**kwargs`.
+    Called as `process_reward(prompts=..., steps=..., **columns)`; it may also be a coroutine function. As in TRL, the
+    columns hold every column of the dataset and, in training, `trainer_state`, `log_metric` and `log_extra`, so accept
+    `**kwargs`.
+
+    An object may say what it returns in an attribute `returns`: `"values"` (probabilities of success after each step,
+    the default) or `"advantages"` (progress). One that returns values should have a method
+    `initial_values(prompts, **columns) -> list[float]` for the value of the prompt itself.
     """
 
     def __call__(
@@ -49,7 +53,8 @@ class ProcessReward(Protocol):
             prompts (`list`):
                 One prompt per completion, as the dataset has it (text or messages).
             steps (`list[list[str]]`):
-                Texts of the steps of each completion; joined, they give the completion back.
+                Texts of the steps of each completion; joined, they give the completion back. A completion without
+                tokens has no steps.
             **columns:
                 Further dataset columns, one entry per completion.
 

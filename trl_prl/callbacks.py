@@ -1,0 +1,167 @@
+"""Process rewards for a trainer that already exists."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from .pav_config import PAVArguments
+from .pav_trainer import PAVHooks
+from .process_grpo_trainer import ProcessRewardHooks
+from .step_reward_func import StepRewardFunc
+from .types import ProcessReward, StepSplitter
+
+
+class ProcessRewardCallback(TrainerCallback):
+    r"""
+    Adds process rewards to a stock TRL trainer while it trains.
+
+    At the level of steps, a [`~trl.GRPOTrainer`], or an instance of any subclass of it, computes the very advantages
+    of [`PAVTrainer`]. At the level of completions, the step scores are folded into one more outcome reward, which also
+    works for [`~trl.RLOOTrainer`].
+
+    It attaches when training begins and detaches when training ends, also when it ends with an exception. While
+    attached at the level of steps, the trainer's class is a subclass of its own that adds the hooks of [`PAVTrainer`].
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):
+            The trainer the callback is added to.
+        process_reward ([`ProcessReward`] or `str`):
+            What scores the steps, as for [`PAVTrainer`].
+        level (`str`, *optional*, defaults to `"step"`):
+            `"step"` for an advantage per step, `"completion"` for one more outcome reward of weight `alpha`.
+        aggregation (`str`, *optional*, defaults to `"mean"`):
+            At the level of completions: how scores are folded, see [`StepRewardFunc`].
+        step_splitter ([`StepSplitter`] or `str`, *optional*, defaults to `"newline"`):
+            Where steps end.
+        step_length (`int`, *optional*, defaults to `256`):
+            Tokens per step of the `"fixed"` splitter.
+        alpha (`float`, *optional*, defaults to `5.0`):
+            Weight of the process reward.
+        **process_args:
+            Further fields of [`PAVArguments`], for the level of steps.
+
+    Raises:
+        `TypeError`: if the trainer has no advantages that a step could get a part in.
+        `ValueError`: if a setting is out of range, or does not belong to the level.
+
+    Example:
+
+    ```python
+    trainer = GRPOTrainer(...)
+    trainer.add_callback(ProcessRewardCallback(trainer, process_reward=my_step_values, alpha=5.0, initial_value=0.5))
+    trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        process_reward: ProcessReward | str,
+        *,
+        level: str = "step",
+        aggregation: str = "mean",
+        step_splitter: StepSplitter | str = "newline",
+        step_length: int = 256,
+        alpha: float = 5.0,
+        **process_args: Any,
+    ) -> None:
+        if level not in ("step", "completion"):
+            raise ValueError(
+                f"`level` was set to {level!r}. Process rewards reach steps or whole completions, nothing else. "
+                "Set it to 'step' or 'completion'."
+            )
+        if level == "step" and not isinstance(trainer, GRPOTrainer):
+            raise TypeError(
+                f"`level='step'` was asked of a {type(trainer).__name__}, whose loss has one advantage per "
+                "completion: advantages per token would fail, or be broadcast to nonsense where the batch is as long "
+                "as the completions. Use a GRPOTrainer, or `level='completion'`, which adds the process reward to the "
+                "scalar reward."
+            )
+        if level == "completion" and process_args:
+            raise ValueError(
+                f"{', '.join(sorted(process_args))} was given for `level='completion'`, which folds the scores "
+                "as they are into one reward of weight `alpha`. Leave it out, or use `level='step'`."
+            )
+        if isinstance(trainer, ProcessRewardHooks):
+            raise TypeError(
+                f"The trainer is a {type(trainer).__name__}, which has process rewards of its own; a second set would "
+                "overwrite the first. Add the callback to a stock GRPOTrainer, or give PAVTrainer the process reward."
+            )
+        self.trainer = trainer
+        self.level = level
+        self.arguments = PAVArguments(alpha=alpha, step_length=step_length, **process_args)
+        self.arguments.check()
+        self.step_splitter = step_splitter
+        self._detach: Callable[[], None] | None = None
+        if level == "completion":
+            self.reward_func = StepRewardFunc(
+                process_reward, step_splitter, aggregation, processing_class=trainer.processing_class
+            )
+        else:
+            self.process_reward = process_reward
+        # A callback hears nothing of an exception, so the public `train` of this one instance is wrapped.
+        trainer.train = functools.partial(self._train, trainer.train)
+
+    def _train(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(*args, **kwargs)
+        finally:
+            self.detach()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.attach()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.detach()
+
+    def attach(self) -> None:
+        """Make the trainer use process rewards; does nothing if it does already."""
+        if self._detach is None:
+            self._detach = self._attach_to_steps() if self.level == "step" else self._attach_to_completions()
+
+    def detach(self) -> None:
+        """Give the trainer back as it was; does nothing if it is."""
+        if self._detach is not None:
+            self._detach()
+            self._detach = None
+
+    def _attach_to_steps(self) -> Callable[[], None]:
+        trainer: Any = self.trainer
+        original_class = type(trainer)
+        attributes = set(vars(trainer))
+
+        def detach() -> None:
+            trainer.__class__ = original_class
+            for name in set(vars(trainer)) - attributes:
+                delattr(trainer, name)
+
+        trainer.__class__ = type(original_class.__name__, (PAVHooks, original_class), {})
+        try:
+            trainer.set_up_steps(self.step_splitter, self.arguments.step_length)
+            trainer.set_up_process_reward(self.process_reward, self.arguments)
+        except Exception:
+            detach()
+            raise
+        return detach
+
+    def _attach_to_completions(self) -> Callable[[], None]:
+        trainer = self.trainer
+        names = ("reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights")
+        originals = {name: getattr(trainer, name) for name in names}
+        trainer.reward_funcs = [*originals["reward_funcs"], self.reward_func]
+        trainer.reward_func_names = [*originals["reward_func_names"], self.reward_func.__name__]
+        trainer.reward_processing_classes = [*originals["reward_processing_classes"], None]
+        weight = originals["reward_weights"].new_tensor([self.arguments.alpha])
+        trainer.reward_weights = torch.cat([originals["reward_weights"], weight])
+
+        def detach() -> None:
+            for name, value in originals.items():
+                setattr(trainer, name, value)
+
+        return detach

@@ -1,0 +1,318 @@
+"""The hooks between TRL's GRPO and process rewards, as a mixin, and the trainer that the others are built on.
+
+Every use of a private name of TRL is here, in `prl_trainer.py` or in `pav_trainer.py`, and has a line in
+`docs/trl_compatibility.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import textwrap
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from accelerate.utils import gather_object
+from trl import GRPOConfig, GRPOTrainer
+
+from .process_metrics import LoggedRewards, LoggedSteps, divide, process_metric_sums, process_metrics
+from .step_tensors import suffix_sums
+from .steps import SplitBatch, get_splitter, split_completions
+from .token_pieces import TokenPieces
+from .types import StepSplitter
+
+
+if TYPE_CHECKING:
+    _Trainer = GRPOTrainer
+else:
+    _Trainer = object
+
+logger = logging.getLogger(__name__)
+
+# The loss types of TRL 1.16, each tested to weight every token by its own advantage.
+PER_TOKEN_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
+
+Config = TypeVar("Config", bound=GRPOConfig)
+
+
+def promote_config(args: GRPOConfig | None, config_class: type[Config], model: Any, suffix: str) -> Config:
+    """Make the configuration a process-reward trainer needs out of what the user gave.
+
+    A script that only swaps the trainer class passes a plain [`~trl.GRPOConfig`]. It is kept field by field, and the
+    new fields get their defaults.
+
+    Args:
+        args (`GRPOConfig`, *optional*):
+            What the user passed.
+        config_class (`type`):
+            The configuration class of the trainer.
+        model (`str` or `PreTrainedModel`):
+            The model, after which the output folder is named if `args` is `None`, as in TRL.
+        suffix (`str`):
+            End of that folder's name.
+
+    Returns:
+        `config_class`: A configuration; `args` itself if it already is one.
+
+    Raises:
+        `TypeError`: if `args` is not a `GRPOConfig`.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return config_class(f"{name.split('/')[-1]}-{suffix}")
+    if isinstance(args, config_class):
+        return args
+    if not isinstance(args, GRPOConfig):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, which has no GRPO settings. Pass a `{config_class.__name__}`; it "
+            "takes every field of `GRPOConfig`."
+        )
+    promoted: Any = copy.copy(args)
+    promoted.__class__ = config_class
+    own = [f for f in dataclasses.fields(config_class) if f.name not in {g.name for g in dataclasses.fields(args)}]
+    for field in own:
+        setattr(promoted, field.name, field.default)
+    logger.warning(
+        "A %s was passed where a %s is expected. Its settings are kept, and the new ones have their defaults: %s.",
+        type(args).__name__,
+        config_class.__name__,
+        ", ".join(f"{field.name}={field.default!r}" for field in own),
+    )
+    return promoted
+
+
+class ProcessRewardHooks(_Trainer):
+    """Mixin over [`~trl.GRPOTrainer`] or a subclass of it: splits completions into steps and replaces the advantages.
+
+    Overrides `_generate_and_score_completions`, `_compute_loss` and `_get_per_token_logps_and_entropies`, each only
+    around `super()`; everything else is inherited unchanged. Subclasses say what a step earns in
+    [`~ProcessRewardHooks.add_process_advantages`] (right after the rollout) or in
+    [`~ProcessRewardHooks.on_loss_logps`] (once the loss has the policy's log-probs).
+    """
+
+    step_splitter: StepSplitter
+    token_pieces: TokenPieces
+    # Whether the KL term stays in the loss, as in GRPO.
+    kl_in_loss = True
+
+    _loss_inputs: dict[str, Any] | None = None
+    _loss_beta = 0.0
+    _step_reward_rows: dict[str, list[LoggedRewards]]
+
+    def set_up_steps(self, step_splitter: StepSplitter | str, step_length: int) -> None:
+        """Prepare splitting.
+
+        Args:
+            step_splitter (`StepSplitter` or `str`):
+                The splitter, or its name as in [`get_splitter`].
+            step_length (`int`):
+                Tokens per step of the `"fixed"` splitter.
+
+        Raises:
+            `ValueError`: if the loss type is not known to use per-token advantages.
+        """
+        if self.loss_type not in PER_TOKEN_LOSS_TYPES:
+            raise ValueError(
+                f"`loss_type={self.loss_type!r}` is not known to use an advantage per token; it could drop the "
+                f"process rewards without a sign. Set `loss_type` to one of: {', '.join(PER_TOKEN_LOSS_TYPES)}."
+            )
+        self.step_splitter = get_splitter(step_splitter, step_length=step_length)
+        self.token_pieces = TokenPieces(self.processing_class)
+        self._step_reward_rows = {"train": [], "eval": []}
+
+    def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:
+        """Called after every rollout; may replace `output["advantages"]` of shape (B,) by one of shape (B, T)."""
+
+    def on_loss_logps(self, logps: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Called in every loss with the policy's log-probs of shape (B, T), detached; may replace `inputs` entries."""
+        ref_logps = inputs.get("ref_per_token_logps")
+        if ref_logps is not None:
+            mask = inputs["step_ids"] >= 0
+            self.log_token_mean("process/kl_to_go", suffix_sums(logps - ref_logps, mask), mask)
+
+    # ---- hooks ----
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        split = split_completions(
+            self.step_splitter, self.token_pieces, output["completion_ids"], action_mask(output).bool()
+        )
+        output["step_ids"] = split.step_ids.to(output["completion_ids"].device)
+        self.add_process_advantages(inputs, output, split)
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        # A copy, because with several iterations per rollout TRL passes the same dict again.
+        self._loss_inputs = dict(inputs)
+        self._loss_beta, level = self.beta, self.importance_sampling_level
+        if not self.kl_in_loss:
+            self.beta = 0.0
+        try:
+            return super()._compute_loss(model, self._loss_inputs)
+        finally:
+            self._loss_inputs = None
+            self.beta, self.importance_sampling_level = self._loss_beta, level
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss_inputs is not None:
+            # TRL reads advantages and old log-probs only after this forward of the loss, so they can still be set.
+            logps = result[0].detach()
+            self.on_loss_logps(logps, self._loss_inputs)
+            if self._loss_inputs["advantages"].dim() == 2 and self.importance_sampling_level == "sequence":
+                self._use_sequence_ratio_per_token(logps, self._loss_inputs)
+        return result
+
+    def _use_sequence_ratio_per_token(self, logps: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Give the sequence-level ratio a gradient per token.
+
+        TRL's sequence level differentiates one ratio per completion, which would spread every token's advantage evenly
+        over the completion. GSPO-token (https://huggingface.co/papers/2507.18071, eq. 13) has the same ratio as a
+        number and the token's own gradient: `sg[s] * pi / sg[pi]`. With `old = sg[log pi] - log s`, TRL's token level
+        computes exactly that.
+        """
+        mask = action_mask(inputs)
+        old_logps = inputs.get("old_per_token_logps")
+        log_ratio = torch.zeros_like(logps) if old_logps is None else logps - old_logps
+        sequence_log_ratio = (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1.0)
+        inputs["old_per_token_logps"] = logps - sequence_log_ratio
+        self.importance_sampling_level = "token"
+
+    # ---- metrics and tables ----
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"  # type: ignore[union-attr]
+
+    def log_process_metrics(
+        self,
+        step_rewards: torch.Tensor,
+        process_advantages: torch.Tensor,
+        outcome_advantages: torch.Tensor,
+        step_ids: torch.Tensor,
+        **scalars: float,
+    ) -> None:
+        """Log the `process/` metrics over all processes.
+
+        Args:
+            step_rewards (`torch.Tensor`):
+                Process reward of each token's step of shape (B, T), NaN where unscorable.
+            process_advantages (`torch.Tensor`):
+                Process part of the token advantages of shape (B, T).
+            outcome_advantages (`torch.Tensor`):
+                Outcome advantages of shape (B,).
+            step_ids (`torch.Tensor`):
+                Step of each token of shape (B, T), -1 off the action mask.
+            **scalars (`float`):
+                Further values that are the same on all processes, logged as `process/<name>`.
+        """
+        sums = process_metric_sums(step_rewards, process_advantages, outcome_advantages, step_ids)
+        metrics = process_metrics(self.accelerator.reduce(sums, reduction="sum"))
+        metrics.update({f"process/{name}": value for name, value in scalars.items()})
+        for name, value in metrics.items():
+            self._metrics[self._mode][name].append(value)
+
+    def log_token_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
+        """Log the mean of `values` of shape (B, T) over the tokens of a boolean `mask`, on all processes."""
+        sums = torch.stack([values.masked_fill(~mask, 0.0).sum(), mask.sum()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics[self._mode][name].append(divide(total, count))
+
+    def log_user_metrics(self, metrics: dict[str, list[float]]) -> None:
+        """Log what a process reward passed to `log_metric`, averaged over processes."""
+        for name in sorted(set(gather_object(list(metrics)))):
+            values = metrics.get(name, [])
+            sums = torch.tensor([sum(values), len(values)], device=self.accelerator.device)
+            total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+            self._metrics[self._mode][name].append(total / count)
+
+    def log_columns(self, columns: dict[str, list[Any]], num_rows: int) -> None:
+        """Add columns to the completions table, one entry per completion of this process."""
+        table: Any = self._logs["extra"]
+        for name in sorted(set(gather_object(list(columns)))):
+            table[name].extend(gather_object(columns.get(name, [None] * num_rows)))
+
+    def log_steps(self, output: dict[str, Any], split: SplitBatch, step_rewards: list[list[float]] | None) -> None:
+        """Add the steps and their rewards to the completions table, if completions are logged.
+
+        Args:
+            output (`dict`):
+                What the rollout returned. If the rewards are not known yet, it gets the row numbers under which
+                [`~ProcessRewardHooks.fill_step_rewards`] finds the rows again after TRL has shuffled them.
+            split (`SplitBatch`):
+                The steps.
+            step_rewards (`list[list[float]]`, *optional*):
+                One number per step, or `None` if they are only known in the loss.
+        """
+        if not self.log_completions:
+            return
+        num_rows = len(split.steps)
+        # An evaluation may come between a rollout and its losses, so each mode has rows of its own. The table holds
+        # these very lists; where rewards are not known yet, they are filled while the rows pass through the loss.
+        steps = gather_object(split.steps)
+        rewards = [LoggedRewards(row) for row in gather_object(step_rewards or [[] for _ in range(num_rows)])]
+        table: Any = self._logs["extra"]
+        table["steps"].extend(LoggedSteps(*pair) for pair in zip(steps, rewards, strict=True))
+        table["step_rewards"].extend(rewards)
+        if step_rewards is None:
+            self._step_reward_rows[self._mode] = rewards
+            first_row = self.accelerator.process_index * num_rows
+            output["row_ids"] = torch.arange(first_row, first_row + num_rows, device=output["step_ids"].device)
+
+    def fill_step_rewards(self, row_ids: torch.Tensor, step_rewards: list[list[float]]) -> None:
+        """Enter step rewards that were not known at the rollout into the completions table.
+
+        Args:
+            row_ids (`torch.Tensor`):
+                Row numbers of shape (B,).
+            step_rewards (`list[list[float]]`):
+                One number per step.
+        """
+        for row, rewards in gather_object(list(zip(row_ids.tolist(), step_rewards, strict=True))):
+            self._step_reward_rows[self._mode][row][:] = rewards
+
+
+def action_mask(batch: dict[str, Any]) -> torch.Tensor:
+    """Tokens the policy chose, of shape (B, T): `completion_mask` without tool output, as the loss masks them."""
+    mask = batch["completion_mask"]
+    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
+
+
+class ProcessGRPOTrainer(ProcessRewardHooks, GRPOTrainer):
+    """[`~trl.GRPOTrainer`] whose completions are split into steps.
+
+    The base of [`PRLTrainer`] and [`PAVTrainer`], and of a trainer of your own: override
+    [`~ProcessRewardHooks.add_process_advantages`] or [`~ProcessRewardHooks.on_loss_logps`]. The constructor takes what
+    `GRPOTrainer` takes, and a splitter.
+
+    Args:
+        *args:
+            As for [`~trl.GRPOTrainer`].
+        step_splitter (`StepSplitter` or `str`, *optional*):
+            Where steps end; by default what `args.step_splitter` says.
+        **kwargs:
+            As for [`~trl.GRPOTrainer`].
+    """
+
+    config_class: type[GRPOConfig] = GRPOConfig
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *positional: Any,
+        step_splitter: StepSplitter | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = promote_config(args, self.config_class, model, suffix=self._name)
+        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        self.set_up_steps(
+            step_splitter or getattr(args, "step_splitter", None) or "newline", getattr(args, "step_length", 256)
+        )
+
+
+def citation(text: str) -> str:
+    """Strip the indentation of a BibTeX entry for the model card."""
+    return textwrap.dedent(text).strip()

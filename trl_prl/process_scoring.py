@@ -1,0 +1,220 @@
+"""Calls a process reward and checks what it returns."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from .advantages import best_of_k_values, step_advantages
+from .step_tensors import pad_step_rewards
+from .types import ProcessReward
+
+
+def resolve_process_reward(process_reward: Any) -> ProcessReward:
+    """Turn the `process_reward` argument of a trainer into something that scores steps.
+
+    Args:
+        process_reward (`ProcessReward` or `str`):
+            A callable in the convention of [`ProcessReward`], returned unchanged, or the path or hub id of a trained
+            verifier, which is loaded.
+
+    Returns:
+        `ProcessReward`: The callable.
+
+    Raises:
+        `TypeError`: if `process_reward` is neither.
+    """
+    if isinstance(process_reward, str):
+        from .verifier import ProcessAdvantageVerifier
+
+        return ProcessAdvantageVerifier.from_pretrained(process_reward)
+    if not callable(process_reward):
+        raise TypeError(
+            f"`process_reward` is a {type(process_reward).__name__}, which cannot score steps. Pass a function "
+            "`(prompts, steps, **columns) -> list[list[float]]`, plain or async, or the path or hub id of a verifier."
+        )
+    return process_reward
+
+
+def wait_for(result: Any) -> Any:
+    """Run an awaitable to its end; anything else is returned as it is.
+
+    A thread of its own runs the loop, so that this also works where a loop is already running, as in a notebook.
+    """
+    if not inspect.isawaitable(result):
+        return result
+
+    async def await_result(awaitable: Awaitable[Any]) -> Any:
+        return await awaitable
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(asyncio.run, await_result(result)).result()
+
+
+def callable_name(function: Callable[..., Any]) -> str:
+    """Name of a function, or of the class of a callable object, for messages and columns."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_number(value: Any, name: str, position: str) -> float:
+    """Read one returned score: `None` and NaN mean that it could not be scored.
+
+    Raises:
+        `ValueError`: if the score is infinite or not a number.
+    """
+    if value is None:
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The process reward '{name}' returned {value!r} for {position}, which is not a number. Return one float "
+            "per step, or None for a step that cannot be scored."
+        ) from error
+    if math.isinf(number):
+        raise ValueError(
+            f"The process reward '{name}' returned {number} for {position}, which would make every advantage of the "
+            "completion infinite. Return a finite number, or None for a step that cannot be scored."
+        )
+    return number
+
+
+def score_steps(
+    process_reward: ProcessReward, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
+) -> torch.Tensor:
+    """Score every step of every completion.
+
+    Args:
+        process_reward (`ProcessReward`):
+            The scorer, plain or async.
+        prompts (`Sequence`):
+            One prompt per completion.
+        steps (`Sequence[Sequence[str]]`):
+            Step texts of each completion; for a completion without steps an empty list is expected back.
+        **columns:
+            Passed through to the scorer.
+
+    Returns:
+        `torch.Tensor`: Scores of shape (B, S), float32, NaN where there is no step or the step cannot be scored.
+
+    Raises:
+        `ValueError`: if the number of rows or of scores in a row is not that of the steps, or a score is not a finite
+        number, `None` or NaN.
+    """
+    name = callable_name(process_reward)
+    scores = wait_for(process_reward(prompts=list(prompts), steps=[list(row) for row in steps], **columns))
+    if len(scores) != len(steps):
+        raise ValueError(
+            f"The process reward '{name}' returned scores for {len(scores)} completions, but {len(steps)} were given. "
+            "Steps and scores would be paired wrongly. Return one list of floats per completion, in the same order."
+        )
+    rows = []
+    for index, (row, row_steps) in enumerate(zip(scores, steps, strict=True)):
+        values = list(row)
+        if len(values) != len(row_steps):
+            raise ValueError(
+                f"The process reward '{name}' returned {len(values)} scores for completion {index}, which has "
+                f"{len(row_steps)} steps: {list(row_steps)!r}. Credit would reach the wrong tokens. Return exactly "
+                "one float per step, and None for a step that cannot be scored; do not split the text again."
+            )
+        rows.append([check_number(value, name, f"step {i} of completion {index}") for i, value in enumerate(values)])
+    return pad_step_rewards(rows)
+
+
+def score_prompts(process_reward: ProcessReward, prompts: Sequence[Any], **columns: Any) -> torch.Tensor:
+    """Values of the prompts themselves, by the `initial_values` method of a process reward.
+
+    Returns:
+        `torch.Tensor`: Values of shape (B,), float32, NaN where a prompt cannot be scored.
+
+    Raises:
+        `ValueError`: if the method does not return one finite number, `None` or NaN per prompt.
+    """
+    name = f"{callable_name(process_reward)}.initial_values"
+    values = wait_for(process_reward.initial_values(prompts=list(prompts), **columns))  # type: ignore[attr-defined]
+    if len(values) != len(prompts):
+        raise ValueError(
+            f"'{name}' returned {len(values)} values for {len(prompts)} prompts. Values and prompts would be paired "
+            "wrongly. Return exactly one float per prompt, in the same order."
+        )
+    return torch.tensor([check_number(value, name, f"prompt {i}") for i, value in enumerate(values)])
+
+
+def returned_type(process_reward: ProcessReward, process_reward_type: str | None) -> str:
+    """Whether a process reward returns `"values"` or `"advantages"`: as configured, or as the object itself says."""
+    return process_reward_type or str(getattr(process_reward, "returns", "values"))
+
+
+def check_process_reward(
+    process_reward: ProcessReward, process_reward_type: str | None, initial_value: float | None, best_of_k: int
+) -> None:
+    """Refuse combinations of a process reward and settings from which no progress can be computed.
+
+    Raises:
+        `ValueError`: if values come without a value of the prompt, or a Best-of-K transform meets advantages.
+    """
+    name = callable_name(process_reward)
+    if returned_type(process_reward, process_reward_type) == "advantages":
+        if best_of_k != 1:
+            raise ValueError(
+                f"`best_of_k={best_of_k}` was set, but the process reward '{name}' returns advantages. The transform "
+                "1 - (1 - Q)^K needs values. Return values from the process reward, or set `best_of_k=1`."
+            )
+    elif initial_value is None and not hasattr(process_reward, "initial_values"):
+        raise ValueError(
+            f"The process reward '{name}' returns values and says nothing about the prompt's own value. The progress "
+            "of the first step, its value minus the prompt's, cannot be computed. Give the process reward a method "
+            "`initial_values(prompts, **columns) -> list[float]`, or set `initial_value` to a constant such as the "
+            "prover's average accuracy, or, if it returns differences already, set "
+            "`process_reward_type='advantages'`."
+        )
+
+
+def score_progress(
+    process_reward: ProcessReward,
+    prompts: Sequence[Any],
+    steps: Sequence[Sequence[str]],
+    process_reward_type: str | None = None,
+    best_of_k: int = 1,
+    initial_value: float | None = None,
+    **columns: Any,
+) -> torch.Tensor:
+    """Progress of every step under the prover that a process reward stands for.
+
+    Source: [PAV](https://huggingface.co/papers/2410.08146), eq. 2 and 30.
+
+    Args:
+        process_reward (`ProcessReward`):
+            The scorer.
+        prompts (`Sequence`):
+            One prompt per completion.
+        steps (`Sequence[Sequence[str]]`):
+            Step texts of each completion.
+        process_reward_type (`str`, *optional*):
+            `"values"` or `"advantages"`; by default what the scorer says of itself.
+        best_of_k (`int`, *optional*, defaults to `1`):
+            Best-of-K transform of the values.
+        initial_value (`float`, *optional*):
+            Value of every prompt, in [0, 1], where the scorer has no `initial_values`.
+        **columns:
+            Passed through to the scorer.
+
+    Returns:
+        `torch.Tensor`: Step advantages of shape (B, S), float32, NaN where there is no step or no score.
+    """
+    scores = score_steps(process_reward, prompts, steps, **columns)
+    if returned_type(process_reward, process_reward_type) == "advantages":
+        return scores
+    if hasattr(process_reward, "initial_values"):
+        initial_values = score_prompts(process_reward, prompts, **columns)
+    else:
+        initial_values = torch.full((len(prompts),), math.nan if initial_value is None else initial_value)
+    if best_of_k != 1:  # 1 changes nothing, and values of other ranges than [0, 1] are fine without the transform
+        scores, initial_values = best_of_k_values(scores, best_of_k), best_of_k_values(initial_values, best_of_k)
+    return step_advantages(scores, initial_values)

@@ -1,0 +1,126 @@
+"""Process rewards folded into one number per completion: a reward function for any TRL trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .process_scoring import callable_name, resolve_process_reward, score_steps
+from .steps import get_splitter, split_text
+from .types import ProcessReward, StepSplitter
+
+
+AGGREGATIONS = ("mean", "min", "last", "sum", "product")
+
+
+def aggregate_step_rewards(step_rewards: Sequence[float], aggregation: str) -> float | None:
+    """Fold the rewards of one completion's steps into one number.
+
+    Args:
+        step_rewards (`Sequence[float]`):
+            Rewards of the steps, without padding; NaN marks an unscorable step and is left out.
+        aggregation (`str`):
+            `"mean"`, `"min"`, `"last"`, `"sum"` or `"product"`.
+
+    Returns:
+        `float`, *optional*: The number, or `None` if there is nothing to fold or, for `"last"`, the last step could
+        not be scored.
+    """
+    scored = [reward for reward in step_rewards if not math.isnan(reward)]
+    if not scored or (aggregation == "last" and math.isnan(step_rewards[-1])):
+        return None
+    match aggregation:
+        case "mean":
+            return math.fsum(scored) / len(scored)
+        case "min":
+            return min(scored)
+        case "last":
+            return scored[-1]
+        case "sum":
+            return math.fsum(scored)
+        case _:
+            return math.prod(scored)
+
+
+class StepRewardFunc:
+    r"""
+    A TRL reward function that scores the steps of a completion and folds the scores into one number.
+
+    All tokens of a completion share that number, so this is outcome-level credit: it works with every TRL trainer
+    that takes reward functions, RLOO included. For credit per step use [`PAVTrainer`] or [`ProcessRewardCallback`].
+
+    Args:
+        process_reward ([`ProcessReward`] or `str`):
+            What scores the steps, as for [`PAVTrainer`].
+        step_splitter ([`StepSplitter`] or `str`, *optional*, defaults to `"newline"`):
+            Where steps end. It reads the completion's text, assistant messages only.
+        aggregation (`str`, *optional*, defaults to `"mean"`):
+            How scores are folded: `"mean"`, `"min"`, `"last"`, `"sum"` or `"product"`. Sums of positive scores reward
+            more steps, not better ones.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Tokenizer of the policy; only a splitter that counts tokens needs it.
+
+    Raises:
+        `ValueError`: if `aggregation` is none of these.
+
+    Example:
+
+    ```python
+    GRPOTrainer(..., reward_funcs=[accuracy_reward, StepRewardFunc(my_step_values, aggregation="min")])
+    ```
+    """
+
+    def __init__(
+        self,
+        process_reward: ProcessReward | str,
+        step_splitter: StepSplitter | str = "newline",
+        aggregation: str = "mean",
+        processing_class: Any = None,
+    ) -> None:
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(
+                f"`aggregation` was set to {aggregation!r}, which is no way of folding scores that is known here. Set "
+                f"it to one of: {', '.join(AGGREGATIONS)}."
+            )
+        self.process_reward = resolve_process_reward(process_reward)
+        self.step_splitter = get_splitter(step_splitter)
+        self.aggregation = aggregation
+        self.processing_class = processing_class
+        # TRL names the metric of a reward function after it.
+        self.__name__ = f"{callable_name(self.process_reward)}_{aggregation}"
+
+    def __call__(
+        self, prompts: list[Any], completions: list[Any], completion_ids: Any = None, **columns: Any
+    ) -> list[float | None]:
+        """Score completions, in TRL's reward-function convention.
+
+        Args:
+            prompts (`list`):
+                Prompts, text or messages.
+            completions (`list`):
+                Completions, text or messages.
+            completion_ids (`list[list[int]]`, *optional*):
+                Not used: these ids do not tell tool output from the policy's own tokens.
+            **columns:
+                Passed through to the process reward.
+
+        Returns:
+            `list[float | None]`: One number per completion; `None` for a completion that cannot be scored.
+        """
+        steps = [self._split(completion) for completion in completions]
+        scores = score_steps(self.process_reward, prompts, steps, **columns)
+        return [
+            aggregate_step_rewards(row[: len(row_steps)].tolist(), self.aggregation)
+            for row, row_steps in zip(scores, steps, strict=True)
+        ]
+
+    def _split(self, completion: Any) -> list[str]:
+        if isinstance(completion, str):
+            return split_text(self.step_splitter, completion, tokenizer=self.processing_class)
+        return [
+            step
+            for message in completion
+            if message["role"] == "assistant" and message.get("content")
+            for step in split_text(self.step_splitter, message["content"], tokenizer=self.processing_class)
+        ]
