@@ -25,10 +25,12 @@ from .step_tensors import (
     check_rank,
     check_same_shape,
     check_step_ids,
+    gather_steps,
+    in_row_blocks,
+    last_tokens,
     pad_step_rewards,
     spread_to_tokens,
     suffix_sums,
-    values_at_step_ends,
 )
 
 
@@ -99,33 +101,13 @@ def kl_to_go(
     Raises:
         `ValueError`: If a shape does not fit or an option is unknown.
     """
-    check_rank("logps", logps, 2)
-    check_same_shape("ref_logps", ref_logps, "logps", logps)
-    check_same_shape("step_ids", step_ids, "logps", logps)
-    check_step_ids(step_ids)
-    check_option("level", level, Level)
-    check_option("estimator", estimator, Estimator)
-    check_option("direction", direction, Direction)
+    _check_prl_inputs(logps, ref_logps, step_ids, level, estimator, direction)
 
-    action_mask = step_ids >= 0
-    # Off-mask entries may hold anything, NaN included: they are replaced before they meet a sum.
-    delta = torch.where(action_mask, as_float32(logps) - as_float32(ref_logps), 0.0)
-    if direction == "forward":
-        growth = torch.expm1(-delta)  # u − 1, exact near delta = 0 where exp(−delta) − 1 is rounding noise
-        own, future = -growth, -delta * (growth + 1) - growth
-    elif estimator == "k3":
-        own, future = delta, torch.expm1(-delta) + delta
-    else:
-        own = future = delta
+    def kl_of_rows(logps: Tensor, ref_logps: Tensor, step_ids: Tensor) -> Tensor:
+        values = _kl_to_go(logps, ref_logps, step_ids, level, estimator, direction, inclusive)
+        return _to_tokens(values, step_ids, level)
 
-    sums = suffix_sums(future)
-    if not (inclusive and own is future):
-        after = torch.zeros_like(sums)
-        after[:, :-1] = sums[:, 1:]
-        sums = after + own if inclusive else after
-    if level == "token":
-        return torch.where(action_mask, sums, 0.0)
-    return spread_to_tokens(values_at_step_ends(sums, step_ids), step_ids)
+    return in_row_blocks(kl_of_rows, logps, ref_logps, step_ids)
 
 
 def prl_advantages(
@@ -173,7 +155,7 @@ def prl_advantages(
     Raises:
         `ValueError`: If a shape does not fit, an option is unknown, or `beta` is negative or not finite.
     """
-    check_rank("logps", logps, 2)
+    _check_prl_inputs(logps, ref_logps, step_ids, level, estimator, direction)
     check_per_completion("outcome_advantages", outcome_advantages, "logps", logps)
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(
@@ -181,11 +163,15 @@ def prl_advantages(
             "from the reference or makes every advantage infinite. Pass a number of at least 0 (1 / eta in the first "
             "version of the paper)."
         )
-    process = kl_to_go(logps, ref_logps, step_ids, level, estimator, direction, inclusive)
-    outcome = as_float32(outcome_advantages).unsqueeze(1)
-    # With beta = 0 the penalty is left out rather than multiplied: 0 * inf is NaN, and the result must be bit-equal.
-    advantages = outcome if beta == 0 else torch.sub(outcome, process, alpha=beta)
-    return torch.where(step_ids >= 0, advantages, 0.0)
+    if beta == 0:
+        # Left out rather than multiplied: 0 * inf is NaN, and the result must be equal bit by bit.
+        return torch.where(step_ids >= 0, as_float32(outcome_advantages).unsqueeze(1), 0.0)
+
+    def advantages_of_rows(outcome: Tensor, logps: Tensor, ref_logps: Tensor, step_ids: Tensor) -> Tensor:
+        values = _kl_to_go(logps, ref_logps, step_ids, level, estimator, direction, inclusive)
+        return _to_tokens(values.mul_(-beta).add_(outcome.unsqueeze(1)), step_ids, level)
+
+    return in_row_blocks(advantages_of_rows, as_float32(outcome_advantages), logps, ref_logps, step_ids)
 
 
 def step_advantages(step_values: Tensor, initial_values: Tensor) -> Tensor:
@@ -288,3 +274,56 @@ def pav_advantages(outcome_advantages: Tensor, step_advantages: Tensor, step_ids
     # Added up on (B, S), where it is cheap, and spread once. alpha = 0 skips the product: 0 * inf is NaN.
     effective = outcome.expand_as(progress) if alpha == 0 else torch.add(outcome, progress, alpha=alpha)
     return spread_to_tokens(effective, step_ids)
+
+
+def _kl_to_go(
+    logps: Tensor,
+    ref_logps: Tensor,
+    step_ids: Tensor,
+    level: Level,
+    estimator: Estimator,
+    direction: Direction,
+    inclusive: bool,
+) -> Tensor:
+    """A new tensor of shape (B, T) at token level, with arbitrary values off-mask, and (B, S) at step level."""
+    action_mask = step_ids >= 0
+    # Off-mask entries may hold anything, NaN included: they are replaced before they meet a sum.
+    delta = torch.sub(as_float32(logps), as_float32(ref_logps)).masked_fill_(~action_mask, 0.0)
+    if direction == "forward":
+        growth = torch.expm1(-delta)  # u − 1, exact near delta = 0 where exp(−delta) − 1 is rounding noise
+        own, future = -growth, -delta * (growth + 1) - growth
+    elif estimator == "k3":
+        own, future = delta, torch.expm1(-delta).add_(delta)
+    else:
+        own = future = delta
+
+    # Column n is the sum over the last n tokens of the row, so that "from t" and "after t" are both at hand.
+    batch_size, num_tokens = delta.shape
+    to_go = delta.new_empty(batch_size, num_tokens + 1)
+    to_go[:, 0] = 0.0
+    torch.cumsum(future.flip(1), dim=1, out=to_go[:, 1:])
+    own_in_sum = inclusive and own is future
+    if level == "token":
+        values = (to_go[:, 1:] if own_in_sum else to_go[:, :-1]).flip(1)
+    else:
+        ends = last_tokens(step_ids, action_mask)
+        values = to_go.gather(1, num_tokens - ends if own_in_sum else num_tokens - 1 - ends)
+        own = own.gather(1, ends)
+    return values.add_(own) if inclusive and not own_in_sum else values
+
+
+def _to_tokens(values: Tensor, step_ids: Tensor, level: Level) -> Tensor:
+    """The last stage of both levels, 0 off-mask: spread (B, S) or mask (B, T) in place."""
+    return gather_steps(values, step_ids, fill=0.0) if level == "step" else values.masked_fill_(step_ids < 0, 0.0)
+
+
+def _check_prl_inputs(
+    logps: Tensor, ref_logps: Tensor, step_ids: Tensor, level: str, estimator: str, direction: str
+) -> None:
+    check_rank("logps", logps, 2)
+    check_same_shape("ref_logps", ref_logps, "logps", logps)
+    check_same_shape("step_ids", step_ids, "logps", logps)
+    check_step_ids(step_ids)
+    check_option("level", level, Level)
+    check_option("estimator", estimator, Estimator)
+    check_option("direction", direction, Direction)

@@ -9,7 +9,7 @@ Layer 0: no model, no trainer, no input or output.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -41,7 +41,7 @@ def suffix_sums(values: Tensor, mask: Tensor | None = None) -> Tensor:
         check_same_shape("mask", mask, "values", values)
         # A product would let NaN through: NaN * 0 is NaN.
         values = torch.where(mask.bool(), values, 0.0)
-    return values.flip(1).cumsum(1).flip(1)
+    return values.flip(1).cumsum_(1).flip(1)
 
 
 def spread_to_tokens(step_values: Tensor, step_ids: Tensor, fill: float = 0.0) -> Tensor:
@@ -78,7 +78,7 @@ def spread_to_tokens(step_values: Tensor, step_ids: Tensor, fill: float = 0.0) -
                 "token of a step without a value cannot be credited. Pass one value per step (NaN for a step that "
                 "cannot be scored) and -1 for tokens outside every step."
             )
-    return _spread(as_float32(step_values), step_ids, fill)
+    return gather_steps(as_float32(step_values), step_ids, fill)
 
 
 def pad_step_rewards(
@@ -104,24 +104,31 @@ def pad_step_rewards(
     return torch.tensor(rows, dtype=torch.float32, device=device).reshape(len(rows), num_steps)
 
 
-def values_at_step_ends(values: Tensor, step_ids: Tensor) -> Tensor:
-    """Value at the last token of each step: (B, T), (B, T) -> (B, S). Ids that no token has get an arbitrary value."""
+def last_tokens(step_ids: Tensor, action_mask: Tensor) -> Tensor:
+    """Position of the last token of each step: (B, T), (B, T) -> (B, S). 0 for ids without a token in the row."""
     # A step ends at most where the id changes. Only these few positions are looked at further, and of those with the
     # same id (a step interrupted by tool output has several) the last one counts.
-    is_candidate = step_ids >= 0
+    is_candidate = action_mask.clone()
     is_candidate[:, :-1] &= step_ids[:, 1:] != step_ids[:, :-1]
     rows, positions = is_candidate.nonzero(as_tuple=True)
     ids = step_ids[rows, positions].long()
-    num_steps = int(ids.max()) + 1 if ids.numel() else 0
-    ends = torch.zeros(step_ids.shape[0] * num_steps, dtype=torch.long, device=step_ids.device)
+    num_steps = int(ids.max()) + 1 if len(ids) else 0
+    ends = torch.zeros(len(step_ids) * num_steps, dtype=torch.long, device=step_ids.device)
     ends.scatter_reduce_(0, rows * num_steps + ids, positions, reduce="amax")
-    return values.gather(1, ends.view(-1, num_steps)) if num_steps else values[:, :0]
+    return ends.view(len(step_ids), num_steps)
 
 
-def _spread(step_values: Tensor, step_ids: Tensor, fill: float) -> Tensor:
-    """Gather without checks. The fill value sits in front of the steps, so −1 needs no second pass."""
-    column = step_values.new_full((step_values.shape[0], 1), fill)
-    return torch.cat([column, step_values], dim=1).gather(1, step_ids.long() + 1)
+def gather_steps(step_values: Tensor, step_ids: Tensor, fill: float) -> Tensor:
+    """`spread_to_tokens` without checks. The fill value sits in front of the steps, so −1 needs no pass of its own."""
+    table = torch.cat([step_values.new_full((len(step_values), 1), fill), step_values], dim=1)
+    return in_row_blocks(lambda values, ids: values.gather(1, ids.long() + 1), table, step_ids)
+
+
+def in_row_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Apply a function that treats rows independently; on CPU in blocks, whose intermediate results stay in cache."""
+    num_rows = 64 if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
+    blocks = zip(*(tensor.split(num_rows) for tensor in tensors), strict=True)
+    return torch.cat([function(*block) for block in blocks])
 
 
 def as_float32(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_advantages.py --device cuda --json bench.json
 
 The copy moves the same bytes that every function has to read at least once (`logps` and `ref_logps` in float32), with
-the same number of threads, and is timed in turn with the function it is compared to, so that a busy machine slows both.
+the same number of threads, and is timed in turn with the function it is compared to: a busy machine slows both.
 """
 
 from __future__ import annotations
