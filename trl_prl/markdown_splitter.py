@@ -75,8 +75,8 @@ def protected_spans(text: bytes) -> list[tuple[int, int]]:
         if match["escape"]:
             continue
         if match["rule"]:
+            start = max(_header_start(text, start), spans[-1][1] if spans else 0)
             end = _table_end(text, match.end())
-            start = max(text.rfind(b"\n", 0, max(start - 1, 0)) + 1, spans[-1][1] if spans else 0)
         else:
             end = closers.find(match)
         spans.append((start, end))
@@ -142,6 +142,12 @@ def _pair_environments(text: bytes) -> dict[int, int]:
                     break
             pairs[start] = match.end()
     return pairs
+
+
+def _header_start(text: bytes, rule_start: int) -> int:
+    """Find the start of a table: its header row if it has one, else its rule row."""
+    line_start = text.rfind(b"\n", 0, max(rule_start - 1, 0)) + 1
+    return line_start if b"|" in text[line_start:rule_start] else rule_start
 
 
 def _table_end(text: bytes, position: int) -> int:

@@ -78,6 +78,8 @@ class ByteSplitter(ABC):
         num_tokens = len(byte_ends)
         if num_tokens == 0:
             return []
+        if is_blank(text):
+            return [num_tokens]
         proposed = np.append(self.propose_ends(text, byte_ends), num_tokens)
         proposed = proposed[np.append(True, proposed[1:] > proposed[:-1])]
         return _merge_blank(text, proposed.tolist(), byte_ends[proposed - 1].tolist())
@@ -157,8 +159,8 @@ class TextSplitter(ByteSplitter):
 class DelimiterSplitter(TextSplitter):
     r"""Steps that end with a delimiter.
 
-    A delimiter made of newlines is a number of line breaks: `"\n"` ends a step at every line that has text, `"\n\n"` at
-    every blank line. More line breaks belong to the same end, a line of only spaces or tabs counts as blank, and
+    A delimiter made of newlines is a number of line breaks: `"\n"` ends a step at every line that has text, `"\n\n"`
+    at every blank line. More line breaks belong to the same end, a line of only spaces or tabs counts as blank, and
     `\r\n` is a line break. Any other delimiter is taken literally, and repetitions of it (`####` for `###`) belong to
     the same end.
 

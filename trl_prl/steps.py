@@ -218,7 +218,7 @@ def _run_ends(
 ) -> list[int]:
     if isinstance(splitter, ByteSplitter):
         return splitter.step_ends_from_bytes(text, byte_ends)
-    ends = list(splitter.step_ends(token_pieces.pieces(ids)))
+    ends = list(splitter.step_ends(token_pieces.pieces(ids.tolist())))
     _check_ends(ends, splitter, len(ids))
     if ends[-1] != len(ids):
         raise ValueError(
