@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tests.test_prl_trainer import PROMPTS, assert_bit_equal, length_reward, run_and_snapshot, step_logs
-from tests.tiny_models import make_grpo_args
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.test_prl_trainer import PROMPTS, assert_bit_equal, length_reward, run_and_snapshot, step_logs
+from tests.tiny_models import make_grpo_args
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.splitters import FixedLengthSplitter
@@ -53,7 +54,7 @@ def expected_advantages(record: dict[str, Any], values: list[list[float]], initi
     rows = []
     for i, ids in enumerate(record["step_ids"].tolist()):
         q = [initial, *values[i]]
-        progress = [after - before for before, after in zip(q, q[1:], strict=False)]
+        progress = [after - before for before, after in itertools.pairwise(q)]
         rows.append([0.0 if s < 0 else float(record["outcome"][i]) + alpha * progress[s] for s in ids])
     return torch.tensor(rows)
 
