@@ -1,1 +1,84 @@
-"""Process rewards for LLM fine-tuning on TRL."""
+"""Process rewards for LLM fine-tuning on TRL.
+
+Importing the package is light: a name brings in torch, transformers and TRL only when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+# Type checkers and editors read the imports and `__all__`, Python reads `_MODULES`; `tests/test_public_api.py` keeps
+# them equal.
+if TYPE_CHECKING:
+    from .advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
+    from .callbacks import ProcessRewardCallback
+    from .markdown_splitter import MarkdownSplitter
+    from .pav_config import PAVConfig
+    from .pav_trainer import PAVTrainer
+    from .prl_config import PRLConfig
+    from .prl_trainer import PRLTrainer
+    from .process_grpo_trainer import ProcessGRPOTrainer
+    from .splitters import DelimiterSplitter, FixedLengthSplitter, RegexSplitter, SentenceSplitter
+    from .step_reward_func import StepRewardFunc
+    from .steps import get_splitter, split_completions, split_text, step_ids_from_ends
+    from .token_pieces import TokenPieces
+    from .types import ProcessReward, StepSplitter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DelimiterSplitter",
+    "FixedLengthSplitter",
+    "MarkdownSplitter",
+    "PAVConfig",
+    "PAVTrainer",
+    "PRLConfig",
+    "PRLTrainer",
+    "ProcessGRPOTrainer",
+    "ProcessReward",
+    "ProcessRewardCallback",
+    "RegexSplitter",
+    "SentenceSplitter",
+    "StepRewardFunc",
+    "StepSplitter",
+    "TokenPieces",
+    "best_of_k_values",
+    "get_splitter",
+    "pav_advantages",
+    "prl_advantages",
+    "split_completions",
+    "split_text",
+    "step_advantages",
+    "step_ids_from_ends",
+]
+
+_MODULES = {
+    "advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
+    "callbacks": ("ProcessRewardCallback",),
+    "markdown_splitter": ("MarkdownSplitter",),
+    "pav_config": ("PAVConfig",),
+    "pav_trainer": ("PAVTrainer",),
+    "prl_config": ("PRLConfig",),
+    "prl_trainer": ("PRLTrainer",),
+    "process_grpo_trainer": ("ProcessGRPOTrainer",),
+    "splitters": ("DelimiterSplitter", "FixedLengthSplitter", "RegexSplitter", "SentenceSplitter"),
+    "step_reward_func": ("StepRewardFunc",),
+    "steps": ("get_splitter", "split_completions", "split_text", "step_ids_from_ends"),
+    "token_pieces": ("TokenPieces",),
+    "types": ("ProcessReward", "StepSplitter"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value  # so that the next access is a plain one
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

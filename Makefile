@@ -1,0 +1,52 @@
+# The two commands: `make quickstart` and `make test`. Both need Python 3.11 or newer and nothing else; the first one
+# that runs makes the environment `.venv` and installs the package with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_WORKERS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread per test worker: threads of several workers on the same cores only slow each other down.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: quickstart test lint format typecheck env clean help
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+quickstart: $(STAMP)  ## Train small policies with process rewards on the CPU, in a few minutes
+	$(BIN)/trl-prl quickstart
+
+test: lint typecheck  ## Run every check and every test
+	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow"
+	$(PYTEST) -m slow
+
+lint: $(STAMP)  ## Check formatting and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(STAMP)  ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP)  ## Check the types
+	$(BIN)/mypy
+
+env: $(STAMP)  ## Make the environment and install the package
+
+# Made once, and again when the requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) was not found. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but TRL needs Python 3.11 or newer." \
+			"Name another one: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:  ## Remove the environment, caches and outputs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks quickstart-out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""The command line: quick help, clear errors, tracebacks only on demand."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import types
+
+import pytest
+
+from trl_prl import __version__, cli
+
+
+def install_command(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+    """Replace the subcommand `split-report` by one that echoes `--number` or raises `error`."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--number", type=int, default=1)
+
+    def run(args: argparse.Namespace) -> int:
+        if error is not None:
+            raise error
+        print(f"number {args.number}")
+        return 3
+
+    module = types.ModuleType("trl_prl.split_report")
+    module.add_arguments = add_arguments  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_runs_the_subcommand_and_returns_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command(monkeypatch)
+    assert cli.main(["split-report", "--number", "5"]) == 3
+    assert capsys.readouterr().out == "number 5\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("`n` is 0.\n    Give a positive number."), "`n` is 0. Give a positive number."),
+        (FileNotFoundError(2, "No such file or directory", "a.jsonl"), "No such file or directory: a.jsonl"),
+        (ImportError("Plots need matplotlib: pip install trl-prl[plot]"), "pip install trl-prl[plot]"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_user_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
+    install_command(monkeypatch, error)
+    assert cli.main(["split-report"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("trl-prl split-report: error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--debug", "split-report"], ["split-report", "--debug"]])
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    install_command(monkeypatch, ValueError("bad"))
+    assert cli.main(argv) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_presented_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_command(monkeypatch, KeyError("bug"))
+    with pytest.raises(KeyError):
+        cli.main(["split-report"])
+
+
+@pytest.mark.parametrize("argv", [[], ["no-such-command"], ["--no-such-option"], ["split-report", "--number", "x"]])
+def test_wrong_arguments_exit_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    install_command(monkeypatch)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(argv)
+    assert exit_info.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"trl-prl {__version__}\n"
+
+
+def test_help_lists_every_subcommand_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, trl_prl.cli\n"
+        "try: trl_prl.cli.main(['--help'])\n"
+        "except SystemExit as error: print(error.code, [m for m in ('torch', 'numpy', 'trl') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in result.stdout for name in cli.COMMANDS)
+    assert result.stdout.endswith("0 []\n")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_each_subcommand(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([name, "--help"])
+    assert exit_info.value.code == 0
+    assert f"trl-prl {name}" in capsys.readouterr().out

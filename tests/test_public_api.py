@@ -1,0 +1,93 @@
+"""The public surface: pinned, documented, and light to import."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import trl_prl
+
+
+# A name is added or removed here on purpose, together with docs/index.md and docs/changelog.md.
+PUBLIC_NAMES = [
+    "DelimiterSplitter",
+    "FixedLengthSplitter",
+    "MarkdownSplitter",
+    "PAVConfig",
+    "PAVTrainer",
+    "PRLConfig",
+    "PRLTrainer",
+    "ProcessGRPOTrainer",
+    "ProcessReward",
+    "ProcessRewardCallback",
+    "RegexSplitter",
+    "SentenceSplitter",
+    "StepRewardFunc",
+    "StepSplitter",
+    "TokenPieces",
+    "best_of_k_values",
+    "get_splitter",
+    "pav_advantages",
+    "prl_advantages",
+    "split_completions",
+    "split_text",
+    "step_advantages",
+    "step_ids_from_ends",
+]
+
+
+def test_all_is_pinned() -> None:
+    assert trl_prl.__all__ == PUBLIC_NAMES
+    assert sorted(trl_prl._MODULE_OF) == PUBLIC_NAMES
+    assert set(PUBLIC_NAMES) <= set(dir(trl_prl))
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_name_resolves_and_has_its_own_docstring(name: str) -> None:
+    value = getattr(trl_prl, name)
+    # `inspect.getdoc` would accept a parent's docstring.
+    assert inspect.cleandoc(value.__doc__ or ""), f"{name} has no docstring"
+    assert not (value.__doc__ or "").startswith(f"{name}("), f"{name} has only the docstring dataclasses generate"
+    assert value.__module__.startswith("trl_prl.")
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_name_has_an_entry_in_the_docs(name: str, repo_root: Path) -> None:
+    pages = sorted((repo_root / "docs").glob("*.md"))
+    # A code span of its own or a call, so that `step_advantages` is not found inside another name.
+    entry = re.compile(rf"`{name}[`(]|\[`{name}`\]|^#+ {name}\b", re.MULTILINE)
+    assert any(entry.search(page.read_text(encoding="utf-8")) for page in pages), (
+        f"`{name}` is public but no page in docs/ has an entry for it. Add one, and a line to docs/index.md."
+    )
+
+
+def test_unknown_name_raises() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'PPOTrainer'"):
+        _ = trl_prl.PPOTrainer
+
+
+def test_static_imports_equal_lazy_names() -> None:
+    tree = ast.parse(Path(trl_prl.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    static = {node.module: tuple(alias.name for alias in node.names) for node in block.body}
+    assert static == trl_prl._MODULES
+
+
+def test_version_is_the_one_of_the_distribution(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert trl_prl.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("statement", ["import trl_prl", "import trl_prl.types", "import trl_prl.cli"])
+def test_import_is_light(statement: str) -> None:
+    heavy = ["torch", "transformers", "trl", "datasets", "accelerate", "numpy", "matplotlib", "vllm"]
+    code = f"{statement}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
