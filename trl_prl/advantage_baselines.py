@@ -327,6 +327,6 @@ def _check_groups(rewards: Tensor, num_generations: int) -> None:
     if num_generations < 1 or len(rewards) % num_generations:
         raise ValueError(
             f"`num_generations` is {num_generations} and there are {len(rewards)} rows. Rows are split into groups of "
-            "`num_generations` completions of one prompt, which needs complete groups. Gather the rewards of all "
-            "processes first, and pass the number of completions per prompt."
+            "`num_generations` completions of one prompt, which needs complete groups. Pass the number of completions "
+            "per prompt, with the rewards gathered across processes."
         )
