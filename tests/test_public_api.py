@@ -91,3 +91,18 @@ def test_import_is_light(statement: str) -> None:
     code = f"{statement}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_links_between_pages_resolve(repo_root: Path) -> None:
+    pages = [*repo_root.glob("*.md"), *(repo_root / "docs").glob("*.md")]
+    targets = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))]
+    local = [(page, link) for page, link in targets if "://" not in link and not link.startswith("mailto:")]
+    broken = [f"{page.name}: {link}" for page, link in local if not (page.parent / link).exists()]
+    assert not broken, f"links to files that do not exist: {broken}"
+
+
+def test_every_page_is_in_the_index(repo_root: Path) -> None:
+    index = (repo_root / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (repo_root / "docs").glob("*.md")} - {"index.md"}
+    missing = sorted(name for name in pages if f"]({name})" not in index)
+    assert not missing, f"docs/index.md has no line for: {', '.join(missing)}"
