@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from trl_prl.splitters import TextSplitter, delimiter_pattern
 
 
-_FENCE = rb"^[ \t]*(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)"
+# Starts with one set of bytes, which `re` searches for quickly; fences and tables are then checked from the start of
+# their line. `\\` and `\$` are matched to be passed over.
 _OPENER = re.compile(
-    _FENCE + rb"|(?P<escape>\\\\)|(?P<dollars>\$\$)|(?P<bracket>\\\[)|\\begin\{(?P<name>[A-Za-z]+\*?)\}"
-    rb"|(?P<rule>^[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+\|?[ \t\r]*$)",
-    re.MULTILINE,
+    rb"[\\$`~|](?:(?<=\\)(?:(?P<pass>[\\$])|(?P<bracket>\[)|begin\{(?P<name>[A-Za-z]+\*?)\})|(?<=\$)(?P<dollars>\$)"
+    rb"|(?P<fence>(?<=`)`{2,}|(?<=~)~{2,})|(?<=\|)(?P<rule>[ \t]*:?-))"
 )
-_FENCE_LINE = re.compile(_FENCE, re.MULTILINE)
+_FENCE_LINE = re.compile(rb"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t\r]*$", re.MULTILINE)
+_RULE_ROW = re.compile(rb"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+\|?[ \t\r]*$", re.MULTILINE)
 _DOLLARS = re.compile(rb"\\[\\$]|(?P<mark>\$\$)")
 _BRACKET = re.compile(rb"\\\\|(?P<mark>\\\])")
 _BEGIN_END = re.compile(rb"\\\\(?![A-Za-z])|\\(?P<mark>begin|end)\{(?P<name>[A-Za-z]+\*?)\}")
@@ -70,13 +71,19 @@ def protected_spans(text: bytes) -> list[tuple[int, int]]:
     closers = _Closers(text)
     position = 0
     while match := _OPENER.search(text, position):
-        start = match.start()
-        position = match.end()
-        if match["escape"]:
+        start, position = match.start(), match.end()
+        if match["pass"]:
+            continue
+        if match["fence"] or match["rule"]:
+            start = text.rfind(b"\n", 0, start) + 1
+        if match["fence"] and text[start : match.start()].strip(b" \t"):
             continue
         if match["rule"]:
+            row = _RULE_ROW.match(text, start)
+            if not row:
+                continue
             start = max(_header_start(text, start), spans[-1][1] if spans else 0)
-            end = _table_end(text, match.end())
+            end = _table_end(text, row.end())
         else:
             end = closers.find(match)
         spans.append((start, end))
@@ -117,10 +124,9 @@ class _Closers:
         return blank.start() if blank else len(self._text) + 1
 
     def _fence_end(self, opener: re.Match[bytes]) -> int:
-        fence = opener["fence"]
+        fence = opener.group()
         for line in _FENCE_LINE.finditer(self._text, opener.end()):
-            same = line["fence"][:1] == fence[:1] and len(line["fence"]) >= len(fence)
-            if same and not line["info"].strip():
+            if line["fence"].startswith(fence):
                 return line.end()
         return len(self._text) + 1
 

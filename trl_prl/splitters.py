@@ -27,6 +27,10 @@ def is_blank(text: bytes, start: int = 0, end: int | None = None) -> bool:
     return _BLANK.fullmatch(text, start, len(text) if end is None else end) is not None
 
 
+# Bytes that show at once that a step is not blank: ASCII that starts neither whitespace nor a tag.
+_IS_CONTENT = np.array([b < 0x80 and b != ord("<") and not is_blank(bytes([b])) for b in range(256)])
+
+
 class ByteSplitter(ABC):
     """Base of the splitters that see one run of tokens as its joined bytes and the byte end of every token.
 
@@ -82,7 +86,11 @@ class ByteSplitter(ABC):
             return [num_tokens]
         proposed = np.append(self.propose_ends(text, byte_ends), num_tokens)
         proposed = proposed[np.append(True, proposed[1:] > proposed[:-1])]
-        return _merge_blank(text, proposed.tolist(), byte_ends[proposed - 1].tolist())
+        text_ends = byte_ends[proposed - 1]
+        text_starts = np.append(0, text_ends[:-1])
+        if (text_starts < text_ends).all() and _IS_CONTENT[np.frombuffer(text, np.uint8)[text_starts]].all():
+            return proposed.tolist()
+        return _merge_blank(text, proposed.tolist(), text_ends.tolist())
 
 
 def _merge_blank(text: bytes, ends: list[int], text_ends: list[int]) -> list[int]:
@@ -241,11 +249,14 @@ class RegexSplitter(TextSplitter):
         return byte_offsets
 
 
+# Starts with one set of bytes, which `re` searches for quickly.
 _SENTENCE_END = re.compile(
-    rb"(?P<stop>[.!?]+|\xe2\x80\xa6|\xe3\x80\x82|\xef\xbc[\x81\x9f\x8e])"
-    rb"(?P<close>(?:[\"')\]}*_]|\xe2\x80[\x99\x9d]|\xc2\xbb|\xe3\x80[\x8d\x8f])*)"
-    rb"(?P<after>(?:[ \t\r]*\n)+|(?=[ \t])|$)?"
-    rb"|\n(?:[ \t\r]*\n)+|\n(?=[ \t]*(?:[-*+]|\d{1,3}[.)]|\#{1,6})[ \t])"
+    rb"[.!?\n\xe2\xe3\xef](?:"
+    rb"(?:(?<=[.!?])(?P<more>[.!?]*)|(?<=\xe2)\x80\xa6)"
+    rb"(?:[\"')\]}*_]|\xe2\x80[\x99\x9d]|\xc2\xbb|\xe3\x80[\x8d\x8f])*"
+    rb"(?P<after>(?:[ \t\r]*\n)+|(?=[ \t])|$)"
+    rb"|(?:(?<=\xe3)\x80\x82|(?<=\xef)\xbc[\x81\x9f\x8e])(?:\xe2\x80[\x99\x9d]|\xe3\x80[\x8d\x8f])*(?:[ \t\r]*\n)*"
+    rb"|(?<=\n)(?:(?:[ \t\r]*\n)+|(?=[ \t]*(?:[-*+]|\d{1,3}[.)]|\#{1,6})[ \t])))"
 )
 _ABBREVIATION = re.compile(
     rb"(?:^|[^A-Za-z])(?:(?:e\.g|i\.e|cf|vs|viz|approx|resp|w\.r\.t|Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|Mt|Inc|Ltd|Co|al)"
@@ -272,14 +283,11 @@ class SentenceSplitter(TextSplitter):
 
 
 def _ends_sentence(text: bytes, match: re.Match[bytes]) -> bool:
-    stop = match["stop"]
-    if stop is None or (stop[0] >= 0x80 and stop != b"\xe2\x80\xa6"):
+    if match["more"] != b"" or text[match.start()] != ord("."):
         return True
-    if match["after"] is None:
-        return False
-    if b"\n" in match["after"] or stop != b".":
+    if b"\n" in match["after"]:
         # A list number with its text on the next line is still a list number.
-        return stop != b"." or not _LIST_MARKER.search(text, max(0, match.start() - _WINDOW), match.start())
+        return not _LIST_MARKER.search(text, max(0, match.start() - _WINDOW), match.start())
     before = text[max(0, match.start() - _WINDOW) : match.start()]
     following = text[match.end() : match.end() + 8].lstrip()[:1]
     if following.islower() or _ABBREVIATION.search(before) or _LIST_MARKER.search(before):

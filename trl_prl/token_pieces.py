@@ -70,7 +70,7 @@ class TokenPieces:
         Returns:
             `list[bytes]`: One piece per id; joined, they are the text of the ids as bytes.
         """
-        return list(map(self._table.__getitem__, self._rows(ids).tolist()))
+        return self._table[self._rows(ids)].tolist()
 
     def join(self, ids: Sequence[int] | np.ndarray) -> tuple[bytes, np.ndarray]:
         """Join the pieces of sampled ids without making a list of them: the fast path of the splitters.
@@ -84,7 +84,7 @@ class TokenPieces:
             (N,) and type int64.
         """
         rows = self._rows(ids)
-        return b"".join(map(self._table.__getitem__, rows.tolist())), np.cumsum(self._lengths[rows])
+        return b"".join(self._table[rows].tolist()), np.cumsum(self._lengths[rows])
 
     def literal_pieces(self, ids: Sequence[int]) -> list[bytes]:
         """Look up pieces with special tokens written out (`b"<|im_end|>"` instead of `b""`).
@@ -114,7 +114,7 @@ class TokenPieces:
         return {i: token.encode("utf-8", "surrogatepass") for i, token in tokens.items() if token is not None}
 
     @cached_property
-    def _table(self) -> list[bytes]:
+    def _table(self) -> np.ndarray:
         tokenizer = self._tokenizer
         to_bytes = _token_to_bytes(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -125,8 +125,10 @@ class TokenPieces:
         for i in self._special_texts:
             if i < size:
                 table[i] = b""
-        # The last row stands for every id outside the vocabulary.
-        return [*table, b""]
+        # The last row stands for every id outside the vocabulary. An object array is indexed by a whole run at once.
+        array = np.full(size + 1, b"", dtype=object)
+        array[:size] = table
+        return array
 
     @cached_property
     def _lengths(self) -> np.ndarray:
