@@ -303,7 +303,7 @@ def train_arithmetic(
     Returns:
         `tuple`: The trained policy, and the metrics of every optimizer step.
     """
-    classes: dict[str, tuple[type[GRPOTrainer], type[GRPOConfig], dict[str, Any], dict[str, Any]]] = {
+    classes: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
         "GRPO": (GRPOTrainer, GRPOConfig, {"beta": 0.0}, {}),
         "PRL": (PRLTrainer, PRLConfig, {"beta": method.coefficient, "step_splitter": "newline"}, {}),
         "PAV": (

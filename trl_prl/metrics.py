@@ -32,7 +32,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
         raise ValueError(
             f"pass@{k} was asked of {num_samples} samples with {num_correct} correct. It needs 0 <= correct <= "
-            "samples and 1 <= k <= samples, because it averages over subsets of k samples. Draw more samples or lower k."
+            "samples and 1 <= k <= samples, because it averages over subsets of k samples. Draw more samples or "
+            "lower k."
         )
     num_wrong = num_samples - num_correct
     if num_wrong < k:

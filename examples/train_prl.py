@@ -1,0 +1,102 @@
+r"""
+Train a policy with PRL on any data set that has a prompt and an answer.
+
+pip install "trl-prl[math,peft]"
+
+Full training on a data set of the Hugging Face hub, with the settings of a file:
+
+accelerate launch examples/train_prl.py --config examples/configs/prl.yaml \
+    --model_name_or_path Qwen/Qwen2.5-Math-1.5B --output_dir Qwen2.5-Math-1.5B-PRL
+
+QLoRA on one GPU, data from a local file:
+
+accelerate launch examples/train_prl.py --config examples/configs/prl.yaml \
+    --model_name_or_path Qwen/Qwen2.5-Math-1.5B --output_dir Qwen2.5-Math-1.5B-PRL-QLoRA \
+    --dataset_name train.jsonl --prompt_column problem \
+    --use_peft --lora_r 16 --load_in_4bit --bnb_4bit_quant_type nf4 --learning_rate 1e-5
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import load_dataset
+from transformers import AutoTokenizer
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from trl_prl import PRLConfig, PRLTrainer, math_accuracy_reward
+
+
+@dataclass
+class DataArguments(ScriptArguments):
+    """Where prompts and answers come from, beyond [`~trl.ScriptArguments`]."""
+
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions."})
+    answer_column: str = field(default="answer", metadata={"help": "Column of the right answers."})
+    prompt_template: str = field(
+        default="{prompt} Let's think step by step and output the final answer within \\boxed{{}}.",
+        metadata={"help": "Python format string put around a question."},
+    )
+
+
+def prepare(row: dict[str, Any], data: DataArguments, conversational: bool) -> dict[str, Any]:
+    text = data.prompt_template.format(prompt=row[data.prompt_column])
+    prompt = [{"role": "user", "content": text}] if conversational else text
+    # GSM8K keeps its solutions in the answer column, with the answer proper after four hashes.
+    answer = str(row[data.answer_column]).split("####")[-1].strip()
+    return {"prompt": prompt, "answer": answer}
+
+
+def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
+    # Data: a local file, a local folder, or a data set of the hub
+    if data.dataset_name and os.path.isfile(data.dataset_name):
+        builder = "parquet" if data.dataset_name.endswith(".parquet") else "json"
+        dataset = load_dataset(builder, data_files={data.dataset_train_split: data.dataset_name})
+    elif data.dataset_name:
+        dataset = load_dataset(data.dataset_name, data.dataset_config, streaming=data.dataset_streaming)
+    else:
+        raise ValueError(
+            "No data set was given. Pass --dataset_name: a hub id, a folder, or a .jsonl or .parquet file."
+        )
+    columns = next(iter(dataset.values())).column_names
+    for column in (data.prompt_column, data.answer_column):
+        if columns is not None and column not in columns:
+            raise ValueError(
+                f"The data set has no column {column!r}, only {columns}. Pass --prompt_column and --answer_column."
+            )
+    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=training.trust_remote_code)
+    dataset = dataset.map(
+        prepare,
+        fn_kwargs={"data": data, "conversational": tokenizer.chat_template is not None},
+        remove_columns=columns,
+    )
+
+    # Model
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    trainer = PRLTrainer(
+        model=model.model_name_or_path,
+        reward_funcs=math_accuracy_reward,
+        args=training,
+        train_dataset=dataset[data.dataset_train_split],
+        eval_dataset=dataset[data.dataset_test_split] if training.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+
+    # Train and save
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model(training.output_dir)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=data.dataset_name)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((DataArguments, PRLConfig, ModelConfig)).parse_args_and_config())

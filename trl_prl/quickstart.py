@@ -1,0 +1,162 @@
+"""`trl-prl quickstart`: watch a policy learn from process rewards, on a CPU, in a few minutes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+# Chosen by `tests/benchmarks/tune_arithmetic.py` on the tuning split, each method by itself.
+HYPERPARAMETERS = {"GRPO": (3e-4, 0.0), "PRL": (3e-4, 0.005), "PAV": (3e-4, 5.0)}
+COLUMNS = ("main/avg@8", "main/pass@8", "long/avg@8", "long/pass@8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--output-dir", type=Path, default=Path("quickstart-out"), help="folder of plots and results")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both parts")
+    parser.add_argument("--planted-steps", type=int, default=100, help="optimizer steps of each run of part 1")
+    parser.add_argument("--arithmetic-steps", type=int, default=60, help="optimizer steps of each run of part 2")
+    parser.add_argument("--problems", type=int, default=128, help="held-out problems per length in part 2")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run both parts, draw the plots and print the table."""
+    for name in ("planted_steps", "arithmetic_steps", "problems"):
+        if getattr(args, name) < 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(args, name)}, which leaves nothing to run. Pass a positive "
+                "number."
+            )
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet()
+    console = Console()
+    console.print(
+        "[bold]trl-prl quickstart[/bold]: process rewards on two small tasks, from scratch, on this machine."
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        planted = run_planted(progress, args.seed, args.planted_steps)
+        arithmetic = run_arithmetic(progress, args.seed, args.arithmetic_steps, args.problems)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    draw(planted, arithmetic, args.output_dir)
+    results = {"seed": args.seed, "planted": planted, "arithmetic": arithmetic}
+    (args.output_dir / "results.json").write_text(json.dumps(results, indent=1))
+    console.print(planted_table(planted))
+    console.print(arithmetic_table(arithmetic))
+    console.print(
+        f"Plots: {args.output_dir / 'planted.png'} and {args.output_dir / 'arithmetic.png'}; numbers: "
+        f"{args.output_dir / 'results.json'}. One seed proves nothing: docs/experiments.md has several, with spread."
+    )
+    return 0
+
+
+def quiet() -> None:
+    """Keep library chatter out of the progress display."""
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "trl", "accelerate", "torch", "trl_prl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list[float]]:
+    """Part 1: accuracy per optimizer step with and without the effective reward."""
+    from .experiments import train_planted
+
+    curves = {}
+    for name, alpha in (("PAV, effective reward", 1.0), ("outcome reward only", 0.0)):
+        task = progress.add_task(f"1 planted sub-sequence, {name}", total=max_steps, note="")
+
+        def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
+            progress.update(task, completed=step, note=f"accuracy {100 * metrics['reward']:.0f} %")
+
+        curves[name] = train_planted(seed, alpha, max_steps=max_steps, on_step=on_step).accuracies
+    return curves
+
+
+def run_arithmetic(progress: Progress, seed: int, max_steps: int, num_problems: int) -> dict[str, dict[str, Any]]:
+    """Part 2: avg@8 and pass@8 before and after training with each method, and accuracy per optimizer step."""
+    from .experiments import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+
+    def evaluate(name: str, model: Any) -> dict[str, float]:
+        task = progress.add_task(f"2 arithmetic, evaluate {name}", total=2 * 8 * num_problems, note="samples")
+        return evaluate_arithmetic(model, "test", num_problems, seed, lambda n: progress.advance(task, n))
+
+    results: dict[str, dict[str, Any]] = {
+        "before": {"scores": evaluate("the base policy", load_arithmetic_policy()), "curve": []}
+    }
+    for name, (learning_rate, coefficient) in HYPERPARAMETERS.items():
+        task = progress.add_task(f"2 arithmetic, train {name}", total=max_steps, note="")
+
+        def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
+            progress.update(task, completed=step, note=f"accuracy {100 * metrics['reward']:.0f} %")
+
+        model, logs = train_arithmetic(Method(name, learning_rate, coefficient), seed, max_steps, on_step=on_step)
+        results[name] = {"scores": evaluate(name, model), "curve": [entry["reward"] for entry in logs]}
+    return results
+
+
+def planted_table(curves: Mapping[str, list[float]]) -> Table:
+    """What part 1 came to."""
+    from .experiments import steps_to_accuracy
+
+    table = Table(title="1. Planted sub-sequence (PAV paper, App. B): exact prover values")
+    table.add_column("reward")
+    table.add_column("optimizer steps to 90 %", justify="right")
+    table.add_column("accuracy, last 5 steps", justify="right")
+    for name, curve in curves.items():
+        reached = steps_to_accuracy(curve, 0.9)
+        last = curve[-5:]
+        table.add_row(name, str(reached or f"not in {len(curve)}"), f"{100 * sum(last) / len(last):.0f} %")
+    return table
+
+
+def arithmetic_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What part 2 came to."""
+    table = Table(title="2. Arithmetic in text, held-out problems, %: same number of samples for each method")
+    table.add_column("policy")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for name, result in results.items():
+        table.add_row(name, *(f"{result['scores'][column]:.1f}" for column in COLUMNS))
+    return table
+
+
+def draw(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping[str, Any]], output_dir: Path) -> None:
+    """Write `planted.png` and `arithmetic.png`."""
+    from .plots import draw_bars, draw_curves, new_figure, save
+
+    figure, (axis,) = new_figure(1, width=6)
+    draw_curves(axis, {name: [[100 * value for value in curve]] for name, curve in planted.items()}, window=5)
+    axis.set(title="Planted sub-sequence", xlabel="optimizer step", ylabel="accuracy, %", ylim=(-2, 102))
+    save(figure, output_dir / "planted.png")
+
+    figure, (left, right) = new_figure(2, width=6)
+    curves = {name: [[100 * v for v in result["curve"]]] for name, result in arithmetic.items() if result["curve"]}
+    draw_curves(left, curves, window=10)
+    left.set(title="Arithmetic: training on long problems", xlabel="optimizer step", ylabel="accuracy of rollouts, %")
+    scores = {name: [result["scores"][column] for column in COLUMNS] for name, result in arithmetic.items()}
+    draw_bars(right, COLUMNS, scores)
+    right.set(title="Held-out problems before and after")
+    save(figure, output_dir / "arithmetic.png")
