@@ -43,7 +43,7 @@ FIELDS = (
 
 
 def step_end_mask(step_ids: torch.Tensor) -> torch.Tensor:
-    """Marks the last token of every step.
+    """Marks the last token of every step, of one that tool output interrupts too.
 
     Args:
         step_ids (`torch.Tensor`):
@@ -52,7 +52,11 @@ def step_end_mask(step_ids: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: Boolean mask of shape (B, T).
     """
-    following = torch.nn.functional.pad(step_ids[:, 1:], (0, 1), value=-1)
+    # Steps come in order, so the smallest id behind a token, holes left out, is the step of the next action token.
+    beyond = torch.iinfo(step_ids.dtype).max
+    ids = step_ids.masked_fill(step_ids < 0, beyond)
+    smallest_from_here = ids.flip(1).cummin(1).values.flip(1)
+    following = torch.nn.functional.pad(smallest_from_here[:, 1:], (0, 1), value=beyond)
     return (step_ids >= 0) & (step_ids != following)
 
 
