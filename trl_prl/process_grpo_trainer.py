@@ -223,7 +223,8 @@ class ProcessRewardHooks(_Trainer):
         """Log what a process reward passed to `log_metric`, averaged over processes."""
         for name in sorted(set(gather_object(list(metrics)))):
             values = metrics.get(name, [])
-            sums = torch.tensor([sum(values), len(values)], device=self.accelerator.device)
+            # One type on all processes: the sum of whole numbers, or of none on this process, would be an integer.
+            sums = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=self.accelerator.device)
             total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
             self._metrics[self._mode][name].append(total / count)
 
