@@ -71,6 +71,8 @@ class PAVHooks(ProcessRewardHooks):
         columns: dict[str, Any] = {
             key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS
         }
+        if self.environments is not None:
+            columns["environments"] = self.environments
         user_metrics: dict[str, list[float]] = defaultdict(list)
         user_columns: dict[str, list[Any]] = defaultdict(list)
         progress = score_progress(
@@ -112,7 +114,7 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
             the path or hub id of a verifier. It returns values, probabilities of success after each step, or
             advantages, see `PAVConfig.process_reward_type`; `None` or NaN for a step that cannot be scored, whose
             tokens then get the outcome advantage alone. Also passed to it: every dataset column, `trainer_state`,
-            `log_metric` and `log_extra`, as to TRL's reward functions.
+            `log_metric`, `log_extra` and, where there are any, `environments`, as to TRL's reward functions.
         step_splitter ([`StepSplitter`] or `str`, *optional*):
             Where steps end; by default what `args.step_splitter` says.
         **kwargs:
