@@ -1,4 +1,4 @@
-"""What GRPO can do, the process-reward trainers can do: one short real run per feature, looked at in logs and credit."""
+"""What GRPO can do, the process-reward trainers can do: a short real run per feature, seen in logs and credit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
 from tests.tiny_models import EOS_TOKEN, make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import (
     KINDS,
@@ -25,8 +27,6 @@ from tests.trainer_runs import (
     train_logs,
     trainable,
 )
-from trl import GRPOConfig, GRPOTrainer
-
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.process_grpo_trainer import PER_TOKEN_LOSS_TYPES

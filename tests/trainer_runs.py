@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 
+from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.prl_config import PRLConfig
