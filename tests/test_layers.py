@@ -27,7 +27,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L3", {"pav_config", "process_grpo_trainer", "step_reward_func"}),
     ("L3", {"prl_trainer", "pav_trainer", "pav_reward_trainer"}),
     ("L3", {"callbacks"}),
-    ("L4", {"report", "experiments"}),
+    ("L4", {"report", "plots", "experiments"}),
     ("L4", {"split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]
