@@ -34,12 +34,12 @@ from trl_prl.tasks.arithmetic import (
 NUM_TERMS_SHARES = {2: 0.10, 3: 0.20, 4: 0.40, 5: 0.10, 6: 0.10, 7: 0.05, 8: 0.05}
 
 
-def batches(args: argparse.Namespace, tokenizer):
+def batches(args: argparse.Namespace, tokenizer, num_batches: int, seed: int):
     """Yield input ids and labels; the problems of a batch have one number of terms, so there is little padding."""
-    generator = np.random.default_rng(args.seed)
-    num_terms = generator.choice(list(NUM_TERMS_SHARES), size=args.num_batches, p=list(NUM_TERMS_SHARES.values()))
+    generator = np.random.default_rng(seed)
+    num_terms = generator.choice(list(NUM_TERMS_SHARES), size=num_batches, p=list(NUM_TERMS_SHARES.values()))
     pools = {
-        terms: iter(sample_problems("train", count * args.batch_size, args.seed, terms))
+        terms: iter(sample_problems("train", count * args.batch_size, seed, terms))
         for terms, count in Counter(num_terms.tolist()).items()
     }
     for terms in num_terms.tolist():
@@ -59,6 +59,23 @@ def batches(args: argparse.Namespace, tokenizer):
         yield ids, labels
 
 
+def train_cycle(args: argparse.Namespace, model: LlamaForCausalLM, data, num_batches: int) -> None:
+    """Train for one cycle of the learning rate, up from and down to almost zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=num_batches)
+    start = time.perf_counter()
+    for index, (ids, labels) in enumerate(data):
+        # Padding is on the right, so causal attention never reaches it from a position that has a label.
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (index + 1) % 50 == 0:
+            print(f"batch {index + 1}: loss {loss.item():.3f}, {time.perf_counter() - start:.0f} s", flush=True)
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tokenizer = build_arithmetic_tokenizer()
@@ -74,19 +91,8 @@ def train(args: argparse.Namespace) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config).float()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.num_batches)
-    start = time.perf_counter()
-    for index, (ids, labels) in enumerate(batches(args, tokenizer)):
-        # Padding is on the right, so causal attention never reaches it from a position that has a label.
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if (index + 1) % 50 == 0:
-            print(f"batch {index + 1}: loss {loss.item():.3f}, {time.perf_counter() - start:.0f} s", flush=True)
+    for cycle, num_batches in enumerate(args.num_batches):
+        train_cycle(args, model, batches(args, tokenizer, num_batches, args.seed + cycle), num_batches)
     # The generation config holds the sampling that training uses, so that `generate` needs no further argument.
     model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     model.eval().save_pretrained(args.output_dir)
@@ -138,10 +144,12 @@ def main() -> None:
     parser.add_argument("--output_dir", default="arithmetic_policy")
     parser.add_argument("--evaluate", metavar="FOLDER", help="evaluate this policy instead of training one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_batches", type=int, default=800)
+    parser.add_argument("--num_batches", type=int, nargs="+", default=[2500, 1100], help="one entry per cycle")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--error_rate", type=float, default=0.1, help="share of wrong lines in the imitated solutions")
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--error_rate", type=float, default=0.04, help="share of wrong lines in the imitated solutions"
+    )
     parser.add_argument("--split", default="test", choices=["train", "tuning", "test"])
     parser.add_argument("--num_terms", type=int, nargs="+", default=[MAIN_NUM_TERMS, LONG_NUM_TERMS])
     parser.add_argument("--num_problems", type=int, default=500)

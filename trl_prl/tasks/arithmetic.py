@@ -114,7 +114,7 @@ def sample_problems(split: Split, n: int, seed: int, num_terms: int = MAIN_NUM_T
         seed (`int`):
             Seed of the draws.
         num_terms (`int`, *optional*, defaults to `4`):
-            Terms per problem, at least 2. [`LONG_NUM_TERMS`] are rarely solved by the shipped policy.
+            Terms per problem, at least 2. Chains of `LONG_NUM_TERMS` are rarely solved by the shipped policy.
 
     Returns:
         `list[ArithmeticProblem]`: The problems.
