@@ -13,8 +13,23 @@ from trl import GRPOTrainer
 from .pav_config import PAVArguments
 from .pav_trainer import PAVHooks
 from .process_grpo_trainer import ProcessRewardHooks
+from .process_scoring import check_process_reward, resolve_process_reward
 from .step_reward_func import StepRewardFunc
+from .steps import get_splitter
 from .types import ProcessReward, StepSplitter
+
+
+def refuse_second_process_reward(trainer: Any) -> None:
+    """Refuse a trainer whose advantages already have a process part.
+
+    Raises:
+        `TypeError`: if it is one.
+    """
+    if isinstance(trainer, ProcessRewardHooks):
+        raise TypeError(
+            f"The trainer is a {type(trainer).__name__}, which has process rewards of its own; a second set would "
+            "overwrite the first. Add one callback to a stock GRPOTrainer, or give PAVTrainer the process reward."
+        )
 
 
 class ProcessRewardCallback(TrainerCallback):
@@ -48,7 +63,8 @@ class ProcessRewardCallback(TrainerCallback):
 
     Raises:
         `TypeError`: if the trainer has no advantages that a step could get a part in.
-        `ValueError`: if a setting is out of range, or does not belong to the level.
+        `ValueError`: if a setting is out of range or does not belong to the level, or no progress can be computed
+        from what the process reward returns.
 
     Example:
 
@@ -88,23 +104,28 @@ class ProcessRewardCallback(TrainerCallback):
                 f"{', '.join(sorted(process_args))} was given for `level='completion'`, which folds the scores "
                 "as they are into one reward of weight `alpha`. Leave it out, or use `level='step'`."
             )
-        if isinstance(trainer, ProcessRewardHooks):
-            raise TypeError(
-                f"The trainer is a {type(trainer).__name__}, which has process rewards of its own; a second set would "
-                "overwrite the first. Add the callback to a stock GRPOTrainer, or give PAVTrainer the process reward."
-            )
+        refuse_second_process_reward(trainer)
         self.trainer = trainer
         self.level = level
         self.arguments = PAVArguments(alpha=alpha, step_length=step_length, **process_args)
         self.arguments.check()
-        self.step_splitter = step_splitter
+        self.step_splitter = get_splitter(step_splitter, step_length=step_length)
         self._detach: Callable[[], None] | None = None
         if level == "completion":
             self.reward_func = StepRewardFunc(
-                process_reward, step_splitter, aggregation, processing_class=trainer.processing_class
+                process_reward,
+                self.step_splitter,
+                aggregation,
+                processing_class=trainer.processing_class,
             )
         else:
-            self.process_reward = process_reward
+            self.process_reward = resolve_process_reward(process_reward)
+            check_process_reward(
+                self.process_reward,
+                self.arguments.process_reward_type,
+                self.arguments.initial_value,
+                self.arguments.best_of_k,
+            )
         # A callback hears nothing of an exception, so the public `train` of this one instance is wrapped.
         trainer.train = functools.partial(self._train, trainer.train)
 
@@ -133,13 +154,17 @@ class ProcessRewardCallback(TrainerCallback):
 
     def _attach_to_steps(self) -> Callable[[], None]:
         trainer: Any = self.trainer
+        refuse_second_process_reward(trainer)
         original_class = type(trainer)
-        attributes = set(vars(trainer))
+        # Only what the hooks set is undone: whatever else appears while training belongs to the trainer.
+        names = {*ProcessRewardHooks.__annotations__, *PAVHooks.__annotations__}
+        originals = {name: value for name, value in vars(trainer).items() if name in names}
 
         def detach() -> None:
             trainer.__class__ = original_class
-            for name in set(vars(trainer)) - attributes:
-                delattr(trainer, name)
+            for name in names:
+                vars(trainer).pop(name, None)
+            vars(trainer).update(originals)
 
         trainer.__class__ = type(original_class.__name__, (PAVHooks, original_class), {})
         try:

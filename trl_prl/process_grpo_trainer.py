@@ -97,7 +97,7 @@ class ProcessRewardHooks(_Trainer):
     kl_in_loss = True
 
     _loss_inputs: dict[str, Any] | None = None
-    _loss_beta = 0.0
+    _loss_beta: float = 0.0
     _step_reward_rows: dict[str, list[LoggedRewards]]
 
     def set_up_steps(self, step_splitter: StepSplitter | str, step_length: int) -> None:
