@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import reprlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -62,6 +63,14 @@ def callable_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
+def has_rows(scores: Any) -> bool:
+    """Whether a process reward returned a sequence of sequences: lists, tuples, arrays or tensors of rank 2."""
+    try:
+        return all(len(row) >= 0 and not isinstance(row, str | bytes) for row in scores)
+    except TypeError:  # `None`, a number, numbers for rows
+        return False
+
+
 def check_number(value: Any, name: str, position: str) -> float:
     """Read one returned score: `None` and NaN mean that it could not be scored.
 
@@ -109,6 +118,12 @@ def score_steps(
     """
     name = callable_name(process_reward)
     scores = wait_for(process_reward(prompts=list(prompts), steps=[list(row) for row in steps], **columns))
+    if not has_rows(scores):
+        raise ValueError(
+            f"The process reward '{name}' returned {reprlib.repr(scores)}, which is not one list per completion. A "
+            "single number cannot be shared out over steps. Return one list of floats per completion, one float per "
+            "step; for one reward per completion use `reward_funcs`."
+        )
     if len(scores) != len(steps):
         raise ValueError(
             f"The process reward '{name}' returned scores for {len(scores)} completions, but {len(steps)} were given. "
