@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ from .tasks.planted import (
 
 OnStep = Callable[[int, dict[str, float]], None]
 
+# Optimizer steps over which accuracies are averaged before they are compared with a threshold.
+WINDOW = 5
+
 
 class OnLog(TrainerCallback):
     """Hands the metrics of every optimizer step to a function `(optimizer_step, metrics)`."""
@@ -47,6 +51,20 @@ class OnLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "reward" in logs:
             self.on_step(state.global_step, logs)
+
+
+class StopAtAccuracy(TrainerCallback):
+    """Ends training once the accuracy of the rollouts, averaged over a window, has reached a threshold."""
+
+    def __init__(self, threshold: float, window: int) -> None:
+        self.threshold = threshold
+        self.accuracies: deque[float] = deque(maxlen=window)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "reward" in logs:
+            self.accuracies.append(logs["reward"])
+            full = len(self.accuracies) == self.accuracies.maxlen
+            control.should_training_stop |= full and sum(self.accuracies) / len(self.accuracies) >= self.threshold
 
 
 def cpu_fields(output_dir: str) -> dict[str, Any]:
@@ -94,7 +112,8 @@ def train_planted(
     alpha: float,
     gamma: float = 10.0,
     max_steps: int = 100,
-    learning_rate: float = 1e-3,
+    base_iterations: int = 50,
+    stop_at: float | None = None,
     on_step: OnStep | None = None,
 ) -> PlantedRun:
     """Train on the didactic task of the PAV paper: effective reward (`alpha > 0`) or outcome only (`alpha = 0`).
@@ -111,8 +130,10 @@ def train_planted(
             Strength of the prover.
         max_steps (`int`, *optional*, defaults to `100`):
             Optimizer steps.
-        learning_rate (`float`, *optional*, defaults to `1e-3`):
-            Learning rate.
+        base_iterations (`int`, *optional*, defaults to `50`):
+            Supervised iterations of the base policy. Fewer make success rarer.
+        stop_at (`float`, *optional*):
+            End the run once the accuracy, averaged over [`WINDOW`] optimizer steps, has reached this.
         on_step (`Callable`, *optional*):
             Called with every optimizer step's number and metrics.
 
@@ -126,7 +147,7 @@ def train_planted(
             num_generations=64,
             max_completion_length=10,
             max_steps=max_steps,
-            learning_rate=learning_rate,
+            learning_rate=1e-3,
             lr_scheduler_type="constant",
             weight_decay=0.0,
             loss_type="dr_grpo",
@@ -138,18 +159,19 @@ def train_planted(
             step_length=1,
         )
         trainer = PAVTrainer(
-            build_base_policy(seed),
+            build_base_policy(seed, num_iterations=base_iterations),
             planted_reward,
             args,
             planted_dataset(max(64, max_steps)),
             processing_class=build_planted_tokenizer(),
             process_reward=PlantedProcessReward(gamma),
+            callbacks=[] if stop_at is None else [StopAtAccuracy(stop_at, WINDOW)],
         )
         logs = train_quietly(trainer, on_step)
     return PlantedRun([entry["reward"] for entry in logs], trainer.model)
 
 
-def steps_to_accuracy(accuracies: Sequence[float], threshold: float, window: int = 5) -> int | None:
+def steps_to_accuracy(accuracies: Sequence[float], threshold: float, window: int = WINDOW) -> int | None:
     """Optimizer steps until the accuracy, averaged over the last `window` of them, reaches a threshold.
 
     Returns:
@@ -159,6 +181,40 @@ def steps_to_accuracy(accuracies: Sequence[float], threshold: float, window: int
         if sum(accuracies[end - window : end]) / window >= threshold:
             return end
     return None
+
+
+@torch.no_grad()
+def sample_planted(model: Any, num_samples: int, seed: int = 0) -> list[bool]:
+    """Sample sequences from a policy at temperature 1, and check which contain the planted run.
+
+    Args:
+        model (`PreTrainedModel`):
+            The policy.
+        num_samples (`int`):
+            Number of sequences.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
+
+    Returns:
+        `list[bool]`: Whether each sequence is a success.
+    """
+    tokenizer = build_planted_tokenizer()
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=10,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prompts = torch.full((num_samples, 1), tokenizer.eos_token_id, device=model.device)
+        output = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
+    return [
+        reward == 1.0 for reward in planted_reward(tokenizer.batch_decode(output[:, 1:], skip_special_tokens=True))
+    ]
 
 
 @torch.no_grad()
