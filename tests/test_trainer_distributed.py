@@ -1,0 +1,81 @@
+"""Two processes compute what one does: same global batch, same advantages, same metrics, same parameters."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.scripts.distributed_train import train
+from tests.trainer_runs import KINDS, PROCESS_METRICS
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+    """Folder of what two real processes found; both trainers in one launch, as starting costs the most."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["tests/scripts/distributed_train.py", "--model", tiny_model_path, "--output-dir", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
+    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return folder
+
+
+def assert_close(value: float | None, expected: float | None, name: str) -> None:
+    # Other sums in another order: float32 sums of a few hundred terms, carried through up to four optimizer steps.
+    if expected is None or math.isnan(expected):
+        assert value is None or math.isnan(value), name
+    else:
+        assert value == pytest.approx(expected, rel=2e-4, abs=2e-6), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
+    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    one = train(kind, tiny_model_path, tmp_path, num_processes=1)
+    assert one["world_size"] == 1
+
+    # Advantages: each loss has 8 rows, on one process or 4 on each of two.
+    for loss in range(4):
+        rows = sorted(one["advantages"][loss * 8 : (loss + 1) * 8])
+        shared = sorted(row for rank in ranks for row in rank["advantages"][loss * 4 : (loss + 1) * 4])
+        assert [ids for ids, _ in rows] == [ids for ids, _ in shared]
+        for (_, expected), (_, values) in zip(rows, shared, strict=True):
+            assert values == pytest.approx(expected, rel=2e-4, abs=2e-5)
+
+    # Metrics, those of the process reward included; every process logs the same.
+    names = [*PROCESS_METRICS, "process/kl_to_go", "loss", "grad_norm", "reward", "reward_std", "entropy"]
+    names += ["process/alpha", "steps_seen", "starts_with_take"] if kind == "pav" else ["kl"]
+    for log, other_log, expected_log in zip(ranks[0]["logs"], ranks[1]["logs"], one["logs"], strict=True):
+        for name in names:
+            assert (name in log) == (name in expected_log), name
+            if name in expected_log:
+                assert_close(log[name], expected_log[name], name)
+            if name.startswith("process/") and name in log:
+                assert log[name] == other_log[name]
+    logged = set().union(*one["logs"])
+    assert set(names) <= logged
+
+    # The table of all processes, in the order of the global batch.
+    assert ranks[0]["table"].keys() == one["table"].keys() >= {"steps", "step_rewards"}
+    assert ranks[0]["table"]["steps"] == one["table"]["steps"]
+    for values, expected in zip(ranks[0]["table"]["step_rewards"], one["table"]["step_rewards"], strict=True):
+        assert len(values) == len(expected) > 0
+        assert values == pytest.approx(expected, rel=2e-4, abs=2e-5, nan_ok=True)
+
+    change = max((value - one["start"][name]).abs().max().item() for name, value in one["parameters"].items())
+    assert change > 1e-2
+    for name, value in one["parameters"].items():
+        torch.testing.assert_close(ranks[0]["parameters"][name], value, rtol=0.0, atol=1e-4 * change)
+        assert torch.equal(ranks[0]["parameters"][name], ranks[1]["parameters"][name])
