@@ -371,6 +371,7 @@ def test_get_splitter_names() -> None:
     assert get_splitter("blank_line") == DelimiterSplitter("\n\n")
     assert get_splitter("sentence") == SentenceSplitter()
     assert get_splitter("markdown") == MarkdownSplitter()
+    assert get_splitter("markdown_newline") == MarkdownSplitter(newline=True)
     assert get_splitter(r"regex:a:b") == RegexSplitter("a:b")
     assert get_splitter(r"delimiter:\n---\n") == DelimiterSplitter("\n---\n")
     custom = CharacterCountSplitter()

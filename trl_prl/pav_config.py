@@ -43,8 +43,8 @@ class PAVArguments:
         step_advantage_clip (`float`, *optional*):
             Bound on the absolute progress of a single step. Not clipped by default.
         step_splitter (`str`, *optional*, defaults to `"newline"`):
-            Where steps end: `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"`, `"delimiter:..."` or
-            `"regex:..."`, see [`get_splitter`].
+            Where steps end: `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"`, `"markdown_newline"`,
+            `"delimiter:..."` or `"regex:..."`, see [`get_splitter`].
         step_length (`int`, *optional*, defaults to `256`):
             Tokens per step of the `"fixed"` splitter.
     """
@@ -75,8 +75,8 @@ class PAVArguments:
     step_splitter: str = field(
         default="newline",
         metadata={
-            "help": "Where steps end: 'fixed', 'newline', 'blank_line', 'sentence', 'markdown', 'delimiter:...' or "
-            "'regex:...'."
+            "help": "Where steps end: 'fixed', 'newline', 'blank_line', 'sentence', 'markdown', "
+            "'markdown_newline', 'delimiter:...' or 'regex:...'."
         },
     )
     step_length: int = field(default=256, metadata={"help": "Tokens per step of the 'fixed' splitter."})

@@ -42,8 +42,8 @@ class PRLConfig(GRPOConfig):
             `"step"` gives every token of a step the value at the step's last token (PRL); `"token"` gives every token
             its own (FRPO, eq. 5.1).
         step_splitter (`str`, *optional*, defaults to `"fixed"`):
-            Where steps end: `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"`, `"delimiter:..."` or
-            `"regex:..."`, see [`get_splitter`].
+            Where steps end: `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"`, `"markdown_newline"`,
+            `"delimiter:..."` or `"regex:..."`, see [`get_splitter`].
         step_length (`int`, *optional*, defaults to `256`):
             Tokens per step of the `"fixed"` splitter.
         kl_estimator (`str`, *optional*, defaults to `"k1"`):
@@ -71,8 +71,8 @@ class PRLConfig(GRPOConfig):
     step_splitter: str = field(
         default="fixed",
         metadata={
-            "help": "Where steps end: 'fixed', 'newline', 'blank_line', 'sentence', 'markdown', 'delimiter:...' or "
-            "'regex:...'."
+            "help": "Where steps end: 'fixed', 'newline', 'blank_line', 'sentence', 'markdown', "
+            "'markdown_newline', 'delimiter:...' or 'regex:...'."
         },
     )
     step_length: int = field(default=256, metadata={"help": "Tokens per step of the 'fixed' splitter."})

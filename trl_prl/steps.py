@@ -78,7 +78,8 @@ def get_splitter(name_or_splitter: str | StepSplitter, *, step_length: int = 256
 
     Args:
         name_or_splitter (`str` or `StepSplitter`):
-            `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"`, `"regex:PATTERN"` or
+            `"fixed"`, `"newline"`, `"blank_line"`, `"sentence"`, `"markdown"` (blank lines outside of formulas,
+            fences and tables), `"markdown_newline"` (line breaks outside of them), `"regex:PATTERN"` or
             `"delimiter:TEXT"` (with `\n`, `\r` and `\t` written as escapes or not). A splitter object is returned as
             it is.
         step_length (`int`, *optional*, defaults to `256`):
@@ -109,6 +110,8 @@ def get_splitter(name_or_splitter: str | StepSplitter, *, step_length: int = 256
             return SentenceSplitter()
         case ("markdown", "", ""):
             return MarkdownSplitter()
+        case ("markdown_newline", "", ""):
+            return MarkdownSplitter(newline=True)
         case ("regex", ":", pattern):
             return RegexSplitter(pattern)
         case ("delimiter", ":", text):
@@ -117,7 +120,8 @@ def get_splitter(name_or_splitter: str | StepSplitter, *, step_length: int = 256
             return DelimiterSplitter(text)
     raise ValueError(
         f"The step splitter is {name_or_splitter!r}, but no splitter has that name. Use 'fixed', 'newline', "
-        "'blank_line', 'sentence', 'markdown', 'regex:PATTERN' or 'delimiter:TEXT', or pass a splitter object."
+        "'blank_line', 'sentence', 'markdown', 'markdown_newline', 'regex:PATTERN' or 'delimiter:TEXT', or pass a "
+        "splitter object."
     )
 
 
