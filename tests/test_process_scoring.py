@@ -173,7 +173,7 @@ def test_what_cannot_score_is_refused() -> None:
 def test_what_cannot_give_progress_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set `initial_value` .* `process_reward_type='advantages'`"):
         check_process_reward(fixed([]), None, None, 1)
-    with pytest.raises(ValueError, match="`best_of_k=4` was set, but .* returns advantages"):
+    with pytest.raises(ValueError, match=r"`best_of_k=4` was set, but .* returns advantages"):
         check_process_reward(fixed([], returns="advantages"), None, None, 4)
     check_process_reward(fixed([]), None, 0.5, 4)
     check_process_reward(fixed([]), "advantages", None, 1)
