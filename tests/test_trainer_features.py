@@ -570,12 +570,15 @@ def test_reference_is_synchronised(kind: str, tiny_model_path: str, tmp_path: Pa
     assert later == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
+@pytest.mark.slow
 @both
 def test_continuous_batching(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
-    trainer = make_trainer(
-        kind, tiny_model_path, tmp_path, {}, use_transformers_continuous_batching=True, max_completion_length=6
-    )
-    run(trainer)
+    fields: dict[str, Any] = {
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": {"max_memory_percent": 0.01},
+        "max_completion_length": 6,
+    }
+    trainer = run(make_trainer(kind, tiny_model_path, tmp_path, {}, **fields))
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
 
 
