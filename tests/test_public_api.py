@@ -34,6 +34,7 @@ PUBLIC_NAMES = [
     "TokenPieces",
     "best_of_k_values",
     "get_splitter",
+    "math_accuracy_reward",
     "pav_advantages",
     "prl_advantages",
     "split_completions",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 # them equal.
 if TYPE_CHECKING:
     from .advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
+    from .answers import math_accuracy_reward
     from .callbacks import ProcessRewardCallback
     from .markdown_splitter import MarkdownSplitter
     from .pav_config import PAVConfig
@@ -46,6 +47,7 @@ __all__ = [
     "TokenPieces",
     "best_of_k_values",
     "get_splitter",
+    "math_accuracy_reward",
     "pav_advantages",
     "prl_advantages",
     "split_completions",
@@ -56,6 +58,7 @@ __all__ = [
 
 _MODULES = {
     "advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
+    "answers": ("math_accuracy_reward",),
     "callbacks": ("ProcessRewardCallback",),
     "markdown_splitter": ("MarkdownSplitter",),
     "pav_config": ("PAVConfig",),
