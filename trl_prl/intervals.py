@@ -1,0 +1,215 @@
+"""Intervals of a success probability from counted successes, and when to stop counting.
+
+Layer 0: no model, no trainer, no input or output. There is no Wald interval here: it has zero width at 0 of n and at n
+of n, where a sequential rule built on it would stop at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+
+IntervalKind = Literal["wilson", "beta"]
+
+
+def wilson_interval(num_correct: int, num_rollouts: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a success probability.
+
+    `(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`. Source: Brown, Cai and DasGupta, *Interval Estimation for a
+    Binomial Proportion*, Statistical Science 16(2), 2001, eq. 4.
+
+    Args:
+        num_correct (`int`):
+            Successes.
+        num_rollouts (`int`):
+            Trials; without any, the interval is (0, 1).
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Nominal coverage, in (0, 1).
+
+    Returns:
+        `tuple[float, float]`: Both ends, in [0, 1]; it always has a width.
+
+    Raises:
+        `ValueError`: When the counts do not fit together or `confidence` is outside (0, 1).
+    """
+    _check(num_correct, num_rollouts, confidence)
+    if num_rollouts == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate, weight = num_correct / num_rollouts, z * z / num_rollouts
+    centre = (rate + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(rate * (1 - rate) / num_rollouts + weight / (4 * num_rollouts))
+    # Rounding would leave a trace of probability beyond a count of none or of all.
+    low = 0.0 if num_correct == 0 else max(0.0, centre - half)
+    high = 1.0 if num_correct == num_rollouts else min(1.0, centre + half)
+    return low, high
+
+
+def beta_interval(num_correct: int, num_rollouts: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson interval: quantiles of Beta distributions, with at least the stated coverage for every n.
+
+    Source: Brown, Cai and DasGupta, *Interval Estimation for a Binomial Proportion*, Statistical Science 16(2), 2001,
+    section 4.2.1.
+
+    Args:
+        num_correct (`int`):
+            Successes.
+        num_rollouts (`int`):
+            Trials; without any, the interval is (0, 1).
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Least coverage, in (0, 1).
+
+    Returns:
+        `tuple[float, float]`: Both ends, in [0, 1].
+
+    Raises:
+        `ValueError`: When the counts do not fit together or `confidence` is outside (0, 1).
+    """
+    _check(num_correct, num_rollouts, confidence)
+    tail = (1 - confidence) / 2
+    low, high = 0.0, 1.0
+    if num_correct > 0:
+        low = _solve(lambda p: _at_least(num_correct, num_rollouts, p), tail)
+    if num_correct < num_rollouts:
+        high = 1.0 - _solve(lambda p: _at_least(num_rollouts - num_correct, num_rollouts, p), tail)
+    return low, high
+
+
+def value_interval(
+    num_correct: int, num_rollouts: int, confidence: float = 0.95, kind: IntervalKind = "wilson"
+) -> tuple[float, float]:
+    """One of the two intervals, by its name.
+
+    Args:
+        num_correct (`int`):
+            Successes.
+        num_rollouts (`int`):
+            Trials.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Coverage, in (0, 1).
+        kind (`str`, *optional*, defaults to `"wilson"`):
+            `"wilson"` or `"beta"`.
+
+    Returns:
+        `tuple[float, float]`: Both ends, in [0, 1].
+
+    Raises:
+        `ValueError`: When the name is unknown, the counts do not fit together or `confidence` is outside (0, 1).
+    """
+    if kind not in ("wilson", "beta"):
+        raise ValueError(
+            f"Got the interval {kind!r}. There is no such one here (Wald's has no width at 0 of n, so it cannot tell "
+            "when to stop). Use 'wilson' or 'beta'."
+        )
+    return (wilson_interval if kind == "wilson" else beta_interval)(num_correct, num_rollouts, confidence)
+
+
+@dataclass(frozen=True)
+class SequentialRule:
+    """When a label is settled: a stopping rule for rollouts that are drawn in rounds.
+
+    After each round the interval of the label is looked at, and its rollouts end once the half-width is at most
+    `max_half_width`, or `max_rollouts` are spent. The probability of an error is split evenly over all possible looks
+    (Bonferroni), so that with Beta intervals *every* interval looked at covers the value with probability `confidence`
+    at the least, whenever the rule stops; Wilson intervals are narrower and reach it on average over the values.
+
+    Rollouts go where they matter: a label at 0.5 needs about `1 / (4 · half-width²)` times z² of them, one at 0 or 1
+    only about `z² / (2 · half-width)`.
+
+    Args:
+        max_half_width (`float`, *optional*, defaults to `0.2`):
+            Half-width at which a label is settled, in (0, 0.5).
+        min_rollouts (`int`, *optional*, defaults to `4`):
+            Rollouts of the first round.
+        max_rollouts (`int`, *optional*, defaults to `64`):
+            Most rollouts of a label.
+        confidence (`float`, *optional*, defaults to `0.8`):
+            Joint coverage of all looks, in (0, 1).
+        kind (`str`, *optional*, defaults to `"wilson"`):
+            `"wilson"` or `"beta"`.
+
+    Raises:
+        `ValueError`: When a number is outside its range.
+    """
+
+    max_half_width: float = 0.2
+    min_rollouts: int = 4
+    max_rollouts: int = 64
+    confidence: float = 0.8
+    kind: IntervalKind = "wilson"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_half_width < 0.5:
+            raise ValueError(
+                f"Got max_half_width={self.max_half_width}. An interval within [0, 1] is never wider than 0.5 on each "
+                "side, so the rule would stop at once or never. Use a number in (0, 0.5)."
+            )
+        if not 1 <= self.min_rollouts <= self.max_rollouts:
+            raise ValueError(
+                f"Got min_rollouts={self.min_rollouts} and max_rollouts={self.max_rollouts}, so the first round has "
+                "no rollouts or more than allowed. Use 1 <= min_rollouts <= max_rollouts."
+            )
+        value_interval(0, 1, self.confidence, self.kind)
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Rollouts of each round: half as many again as there are already, up to `max_rollouts` in total."""
+        sizes, total = [self.min_rollouts], self.min_rollouts
+        while total < self.max_rollouts:
+            sizes.append(min(max(1, total // 2), self.max_rollouts - total))
+            total += sizes[-1]
+        return tuple(sizes)
+
+    def settled(self, num_correct: int, num_rollouts: int) -> bool:
+        """Whether a label needs no further round.
+
+        Args:
+            num_correct (`int`):
+                Correct rollouts so far.
+            num_rollouts (`int`):
+                Rollouts so far; those without an outcome do not count.
+
+        Returns:
+            `bool`: Whether the interval, at this look's share of the error, is narrow enough.
+        """
+        look_confidence = 1 - (1 - self.confidence) / len(self.rounds)
+        low, high = value_interval(num_correct, num_rollouts, look_confidence, self.kind)
+        return (high - low) / 2 <= self.max_half_width
+
+
+def _check(num_correct: int, num_rollouts: int, confidence: float) -> None:
+    if not 0 <= num_correct <= num_rollouts:
+        raise ValueError(
+            f"Got {num_correct} correct of {num_rollouts} rollouts, which cannot be. Give counts with 0 <= correct <= "
+            "rollouts."
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"Got confidence={confidence}. An interval has some coverage, but never all of it. Use a number in "
+            "(0, 1), 0.95 for instance."
+        )
+
+
+def _at_least(num_correct: int, num_rollouts: int, p: float) -> float:
+    """P(X >= num_correct) for X ~ Binomial(num_rollouts, p); grows with p."""
+    if p <= 0.0 or p >= 1.0:
+        return float(p >= 1.0)
+    log_odds = math.log(p) - math.log1p(-p)
+    start = num_rollouts * math.log1p(-p) + math.lgamma(num_rollouts + 1)
+    return math.fsum(
+        math.exp(start + k * log_odds - math.lgamma(k + 1) - math.lgamma(num_rollouts - k + 1))
+        for k in range(num_correct, num_rollouts + 1)
+    )
+
+
+def _solve(increasing: Callable[[float], float], target: float) -> float:
+    """The argument in [0, 1] at which an increasing function has a value, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(52):
+        middle = (low + high) / 2
+        low, high = (middle, high) if increasing(middle) < target else (low, middle)
+    return (low + high) / 2
