@@ -161,6 +161,8 @@ class ProcessRewardCallback(TrainerCallback):
         originals = {name: value for name, value in vars(trainer).items() if name in names}
 
         def detach() -> None:
+            if "_columns" in vars(trainer):
+                trainer.forget_columns()
             trainer.__class__ = original_class
             for name in names:
                 vars(trainer).pop(name, None)

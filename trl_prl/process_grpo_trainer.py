@@ -99,6 +99,7 @@ class ProcessRewardHooks(_Trainer):
     _loss_inputs: dict[str, Any] | None = None
     _loss_beta: float = 0.0
     _step_reward_rows: dict[str, list[LoggedRewards]]
+    _columns: set[str]
 
     def set_up_steps(self, step_splitter: StepSplitter | str, step_length: int) -> None:
         """Prepare splitting.
@@ -120,6 +121,7 @@ class ProcessRewardHooks(_Trainer):
         self.step_splitter = get_splitter(step_splitter, step_length=step_length)
         self.token_pieces = TokenPieces(self.processing_class)
         self._step_reward_rows = {"train": [], "eval": []}
+        self._columns = set()
 
     def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:
         """Called after every rollout; may replace `output["advantages"]` of shape (B,) by one of shape (B, T)."""
@@ -230,9 +232,23 @@ class ProcessRewardHooks(_Trainer):
 
     def log_columns(self, columns: dict[str, list[Any]], num_rows: int) -> None:
         """Add columns to the completions table, one entry per completion of this process."""
-        table: Any = self._logs["extra"]
         for name in sorted(set(gather_object(list(columns)))):
-            table[name].extend(gather_object(columns.get(name, [None] * num_rows)))
+            self._extend_column(name, gather_object(columns.get(name, [None] * num_rows)))
+
+    def _extend_column(self, name: str, entries: list[Any]) -> None:
+        """Add entries for the rows that TRL has just added to the completions table."""
+        table: Any = self._logs["extra"]
+        column = table[name]
+        # Rows from before there was such a column, such as those of an evaluation before a callback was attached.
+        num_missing = len(self._logs["prompt"]) - len(entries) - len(column)
+        column.extend([None] * num_missing + entries)
+        self._columns.add(name)
+
+    def forget_columns(self) -> None:
+        """Take what was added to the completions table out of it, as nobody goes on filling it."""
+        table: Any = self._logs["extra"]
+        for name in self._columns:
+            table.pop(name, None)
 
     def log_steps(self, output: dict[str, Any], split: SplitBatch, step_rewards: list[list[float]] | None) -> None:
         """Add the steps and their rewards to the completions table, if completions are logged.
@@ -253,9 +269,8 @@ class ProcessRewardHooks(_Trainer):
         # these very lists; where rewards are not known yet, they are filled while the rows pass through the loss.
         steps = gather_object(split.steps)
         rewards = [LoggedRewards(row) for row in gather_object(step_rewards or [[] for _ in range(num_rows)])]
-        table: Any = self._logs["extra"]
-        table["steps"].extend(LoggedSteps(*pair) for pair in zip(steps, rewards, strict=True))
-        table["step_rewards"].extend(rewards)
+        self._extend_column("steps", [LoggedSteps(*pair) for pair in zip(steps, rewards, strict=True)])
+        self._extend_column("step_rewards", rewards)
         if step_rewards is None:
             self._step_reward_rows[self._mode] = rewards
             first_row = self.accelerator.process_index * num_rows
