@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -194,6 +195,32 @@ def test_checkpoints_and_model_card_while_attached(tiny_model_path: str, tmp_pat
     assert all(torch.equal(value, expected[name]) for name, value in trainable(resumed).items())
     resumed.save_model(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "model.safetensors").exists()
+
+
+def test_completions_table_before_and_after_training(tiny_model_path: str, tmp_path: Path) -> None:
+    """Evaluations without process rewards have no steps: the table must neither break nor pair rows wrongly."""
+    args = make_grpo_args(
+        GRPOConfig,
+        tmp_path,
+        log_completions=True,
+        max_steps=1,
+        eval_on_start=True,
+        eval_strategy="steps",
+        per_device_eval_batch_size=2,
+        num_generations_eval=2,
+    )
+    trainer = GRPOTrainer(tiny_model_path, token_reward, args, prompt_dataset(), eval_dataset=prompt_dataset(1))
+    trainer.add_callback(ProcessRewardCallback(trainer, process_reward=text_values, initial_value=0.5))
+    trainer.evaluate()
+    assert "steps" not in trainer._logs["extra"]
+    trainer.train()  # with an evaluation at the start, whose two rows join the two of the evaluation before
+    assert "steps" not in trainer._logs["extra"]
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert ["".join(steps) for steps in table["steps"]] == table["completion"].tolist()
+    trainer.evaluate()
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert len(table) == 4
+    assert "steps" not in table.columns
 
 
 # ---- RLOO, completion level ----

@@ -570,12 +570,11 @@ def test_reference_is_synchronised(kind: str, tiny_model_path: str, tmp_path: Pa
     assert later == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
-@pytest.mark.slow
 @both
 def test_continuous_batching(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {
         "use_transformers_continuous_batching": True,
-        "transformers_continuous_batching_config": {"max_memory_percent": 0.01},
+        "transformers_continuous_batching_config": {"num_blocks": 16, "max_batch_tokens": 64},
         "max_completion_length": 6,
     }
     trainer = run(make_trainer(kind, tiny_model_path, tmp_path, {}, **fields))
