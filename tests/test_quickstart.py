@@ -23,7 +23,7 @@ def test_quickstart_writes_plots_table_and_numbers(tmp_path: Path, capsys: pytes
     for name in ("planted.png", "arithmetic.png"):
         assert (tmp_path / name).read_bytes().startswith(PNG_SIGNATURE)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [len(curve) for curve in results["planted"].values()] == [3, 3]
+    assert [len(curve) for curve in results["planted"].values()] == [3, 3, 3, 3]
     assert list(results["arithmetic"]) == ["before", "GRPO", "PRL", "PAV"]
     for name, result in results["arithmetic"].items():
         assert len(result["curve"]) == (0 if name == "before" else 2)

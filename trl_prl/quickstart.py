@@ -81,17 +81,20 @@ def quiet() -> None:
 
 
 def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list[float]]:
-    """Part 1: accuracy per optimizer step with and without the effective reward."""
+    """Part 1: accuracy per optimizer step with and without progress, from two base policies."""
     from .experiments import train_planted
 
     curves = {}
-    for name, alpha in (("PAV, effective reward", 1.0), ("outcome reward only", 0.0)):
-        task = progress.add_task(f"1 planted sub-sequence, {name}", total=max_steps, note="")
+    for base_iterations in (50, 10):  # the paper's base policy, and one for which success is rarer
+        for reward, alpha in (("effective reward", 1.0), ("outcome only", 0.0)):
+            name = f"{reward}, base policy of {base_iterations} iterations"
+            task = progress.add_task(f"1 planted, {name}", total=max_steps, note="")
 
-        def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
-            progress.update(task, completed=step, note=f"accuracy {100 * metrics['reward']:.0f} %")
+            def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
+                progress.update(task, completed=step, note=f"accuracy {100 * metrics['reward']:.0f} %")
 
-        curves[name] = train_planted(seed, alpha, max_steps=max_steps, on_step=on_step).accuracies
+            run = train_planted(seed, alpha, max_steps=max_steps, base_iterations=base_iterations, on_step=on_step)
+            curves[name] = run.accuracies
     return curves
 
 

@@ -136,7 +136,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--base-iterations", type=int, nargs="+", default=[50, 10, 2])
+    parser.add_argument("--base-iterations", type=int, nargs="+", default=[50, 10])
     parser.add_argument("--limit", type=int, default=1500, help="longest run of (a), in optimizer steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("docs/figures/planted.json"))
