@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tests.tiny_models import make_grpo_args
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.tiny_models import make_grpo_args
 from trl_prl.prl_config import PRLConfig
 from trl_prl.prl_trainer import PRLTrainer
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
+
+from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 
 
 def test_tokenizer_has_merged_delimiters_and_split_characters(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
