@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -337,10 +338,19 @@ class Method:
     coefficient: float = 0.0
 
 
+def training_problems(num_problems: int, seed: int) -> Dataset:
+    """Training problems: half of ordinary length, half long, in random order."""
+    halves = [
+        arithmetic_dataset("train", num_problems - num_problems // 2, seed, MAIN_NUM_TERMS),
+        arithmetic_dataset("train", num_problems // 2, seed, LONG_NUM_TERMS),
+    ]
+    return concatenate_datasets(halves).shuffle(seed=seed)
+
+
 def train_arithmetic(
-    method: Method, seed: int, max_steps: int, num_terms: int = LONG_NUM_TERMS, on_step: OnStep | None = None
+    method: Method, seed: int, max_steps: int, on_step: OnStep | None = None
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Train the shipped base policy on long arithmetic problems, eight problems and eight samples each per step.
+    """Train the shipped base policy on arithmetic problems, eight problems and eight samples each per optimizer step.
 
     All methods see the same problems in the same order and draw the same number of samples.
 
@@ -351,8 +361,6 @@ def train_arithmetic(
             Seed of problems and rollouts.
         max_steps (`int`):
             Optimizer steps.
-        num_terms (`int`, *optional*):
-            Terms per problem.
         on_step (`Callable`, *optional*):
             Called with every optimizer step's number and metrics.
 
@@ -375,7 +383,7 @@ def train_arithmetic(
             **cpu_fields(output_dir),
             per_device_train_batch_size=64,
             num_generations=8,
-            max_completion_length=completion_length(num_terms),
+            max_completion_length=completion_length(LONG_NUM_TERMS),
             max_steps=max_steps,
             learning_rate=method.learning_rate,
             lr_scheduler_type="constant",
@@ -386,7 +394,7 @@ def train_arithmetic(
             arithmetic_policy_path(),
             arithmetic_reward,
             args,
-            arithmetic_dataset("train", 8 * max_steps, seed=seed, num_terms=num_terms),
+            training_problems(8 * max_steps, seed),
             **arguments,
         )
         logs = train_quietly(trainer, on_step)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 
-# Chosen by `tests/benchmarks/tune_arithmetic.py` on the tuning split, each method by itself.
+# Chosen by `tests/benchmarks/arithmetic.py` on the tuning split, each method by itself.
 HYPERPARAMETERS = {"GRPO": (3e-4, 0.0), "PRL": (3e-4, 0.005), "PAV": (3e-4, 5.0)}
 COLUMNS = ("main/avg@8", "main/pass@8", "long/avg@8", "long/pass@8")
 
@@ -158,7 +158,11 @@ def draw(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping[st
     figure, (left, right) = new_figure(2, width=6)
     curves = {name: [[100 * v for v in result["curve"]]] for name, result in arithmetic.items() if result["curve"]}
     draw_curves(left, curves, window=10)
-    left.set(title="Arithmetic: training on long problems", xlabel="optimizer step", ylabel="accuracy of rollouts, %")
+    left.set(
+        title="Arithmetic: training, half of the problems long",
+        xlabel="optimizer step",
+        ylabel="accuracy of rollouts, %",
+    )
     scores = {name: [result["scores"][column] for column in COLUMNS] for name, result in arithmetic.items()}
     draw_bars(right, COLUMNS, scores)
     right.set(title="Held-out problems before and after")
