@@ -2,8 +2,9 @@
 
     python tests/benchmarks/arithmetic.py --output docs/figures/arithmetic.json
 
-Every method trains the shipped base policy on the same problems, half of them long, with the same number of samples. Its learning
-rate and coefficient are the best of a grid on the tuning split; the comparison uses the test split and other seeds.
+Every method trains the shipped base policy on the same problems, half of them long, with the same number of samples.
+Its learning rate and coefficient are the best of a grid on the tuning split; the comparison uses the test split and
+other seeds.
 Writes the results, `arithmetic.md` and `arithmetic.png`. Finished runs are kept, so it can be interrupted.
 """
 
