@@ -19,7 +19,7 @@ def math_accuracy_reward(completions: list[Any], answer: list[str], **columns: A
         answer (`list[str]`):
             Right answers, such as `"42"` or `"\\frac{1}{2}"`.
         **columns:
-            Passed on.
+            Passed on, apart from `solution`: where a data set has worked solutions too, the answer alone is compared.
 
     Returns:
         `list[float | None]`: 1.0 or 0.0 per completion, `None` where the right answer cannot be parsed.
@@ -28,6 +28,7 @@ def math_accuracy_reward(completions: list[Any], answer: list[str], **columns: A
         `ImportError`: if math-verify is not installed.
     """
     messages = [[{"role": "assistant", "content": final_text(completion)}] for completion in completions]
+    columns.pop("solution", None)  # TRL's name for the right answer
     return accuracy_reward(messages, solution=answer, **columns)
 
 
