@@ -1,0 +1,102 @@
+"""Loading a verifier's model from a checkpoint or an adapter, and fitting its calibration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForTokenClassification
+
+
+def load_verifier_model(
+    path: str | Path, *, dtype: torch.dtype | str = "auto", revision: str | None = None, **model_kwargs: Any
+) -> Any:
+    """Load a trained token-classification model, or a PEFT adapter merged into its base.
+
+    Args:
+        path (`str` or `Path`):
+            Folder or hub id.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
+            Precision; by default that of the weights.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the hub.
+        **model_kwargs:
+            Passed to `AutoModelForTokenClassification.from_pretrained`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The model. Pickled weights are not read, only safetensors.
+
+    Raises:
+        `ValueError`: If the checkpoint has no trained value head.
+    """
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    model_kwargs = {"config": config, "dtype": dtype, "use_safetensors": True, **model_kwargs}
+    if _is_adapter(path, revision):
+        return _load_merged_adapter(path, revision, model_kwargs)
+    model, loading = AutoModelForTokenClassification.from_pretrained(
+        path, revision=revision, output_loading_info=True, **model_kwargs
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"The checkpoint '{path}' lacks the weights {missing}, so its values would be random. It is not a trained "
+            "token-classification model. Train one with `PAVRewardTrainer`, then load what it saved."
+        )
+    return model
+
+
+def _is_adapter(path: str | Path, revision: str | None) -> bool:
+    if Path(path).is_dir():
+        return (Path(path) / "adapter_config.json").is_file()
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return bool(file_exists(str(path), "adapter_config.json", revision=revision))
+    except (HfHubHTTPError, OfflineModeIsEnabled):
+        return False  # a whole model may still be in the cache
+
+
+def _load_merged_adapter(path: str | Path, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(str(path), revision=revision).base_model_name_or_path
+    # Only the value head is missing in the base, and the adapter brings it.
+    model = AutoModelForTokenClassification.from_pretrained(base, **model_kwargs)
+    return PeftModel.from_pretrained(model, str(path), revision=revision).merge_and_unload()
+
+
+def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Fit `sigmoid(logit / temperature + offset)` to soft labels by cross-entropy.
+
+    Source: Platt scaling, and for the temperature alone Guo et al.,
+    [On Calibration of Modern Neural Networks](https://huggingface.co/papers/1706.04599), section 4.2.
+
+    Args:
+        logits (`torch.Tensor` of shape (N,)):
+            Logits before calibration.
+        labels (`torch.Tensor` of shape (N,)):
+            Labels in [0, 1].
+
+    Returns:
+        `tuple[float, float]`: Temperature, positive, and offset.
+    """
+    x, y = logits.double(), labels.double()
+    # The slope as a logarithm: the temperature stays positive, and with it the order of values.
+    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        # A thousandth of a label on either side keeps the fit finite where the labels are separable.
+        fitted = x * parameters[0].exp() + parameters[1]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(fitted, y.clamp(1e-3, 1 - 1e-3))
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    log_slope, offset = parameters.tolist()
+    return math.exp(-log_slope), offset
