@@ -15,22 +15,23 @@ PACKAGE = Path(__file__).resolve().parent.parent / "trl_prl"
 
 # From low to high. A module imports only from tiers above it in this list, never from its own.
 TIERS: list[tuple[str, set[str]]] = [
-    ("L0", {"types", "step_tensors", "token_pieces", "splitters", "metrics", "intervals"}),
+    ("L0", {"types", "step_tensors", "token_pieces", "splitters", "metrics", "verifier_metrics", "intervals"}),
     ("L0", {"markdown_splitter", "advantages"}),
     ("L0", {"steps", "advantage_baselines"}),
-    ("L1", {"answers", "sampling", "generation_servers", "shards", "stepwise_data", "tasks._tokenizers"}),
+    ("L1", {"answers", "sampling", "roomy_cache", "generation_servers", "shards", "stepwise_data", "tasks._tokenizers"}),
+    ("L1", {"stepwise_batches", "stepwise_formats", "verifier_loading"}),
     ("L1", {"generation", "verifier", "tasks.arithmetic", "tasks.planted"}),
     ("L1", {"tasks"}),
     ("L2", {"rollouts", "search"}),
     ("L2", {"evaluation", "first_pit"}),
     ("L2", {"monte_carlo"}),
     ("L3", {"prl_config", "pav_reward_config", "process_metrics", "process_scoring"}),
-    ("L3", {"pav_config", "process_grpo_trainer", "step_reward_func"}),
+    ("L3", {"pav_config", "process_grpo_trainer", "step_reward_func", "stepwise_dataset"}),
     ("L3", {"prl_trainer", "pav_trainer", "pav_reward_trainer"}),
     ("L3", {"callbacks"}),
     ("L4", {"collect_config", "collection_output"}),
     ("L4", {"collection", "report", "plots", "experiments"}),
-    ("L4", {"collect", "split_report", "quickstart"}),
+    ("L4", {"collect", "score", "split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]
 TIER_OF = {name: tier for tier, (_, names) in enumerate(TIERS) for name in names}

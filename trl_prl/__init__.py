@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .callbacks import ProcessRewardCallback
     from .markdown_splitter import MarkdownSplitter
     from .pav_config import PAVConfig
+    from .pav_reward_config import PAVRewardConfig
+    from .pav_reward_trainer import PAVRewardTrainer
     from .pav_trainer import PAVTrainer
     from .prl_config import PRLConfig
     from .prl_trainer import PRLTrainer
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .steps import get_splitter, split_completions, split_text, step_ids_from_ends
     from .token_pieces import TokenPieces
     from .types import ProcessReward, StepSplitter
+    from .verifier import ProcessAdvantageVerifier
 
 __version__ = "0.1.0"
 
@@ -34,9 +37,12 @@ __all__ = [
     "FixedLengthSplitter",
     "MarkdownSplitter",
     "PAVConfig",
+    "PAVRewardConfig",
+    "PAVRewardTrainer",
     "PAVTrainer",
     "PRLConfig",
     "PRLTrainer",
+    "ProcessAdvantageVerifier",
     "ProcessGRPOTrainer",
     "ProcessReward",
     "ProcessRewardCallback",
@@ -62,6 +68,8 @@ _MODULES = {
     "callbacks": ("ProcessRewardCallback",),
     "markdown_splitter": ("MarkdownSplitter",),
     "pav_config": ("PAVConfig",),
+    "pav_reward_config": ("PAVRewardConfig",),
+    "pav_reward_trainer": ("PAVRewardTrainer",),
     "pav_trainer": ("PAVTrainer",),
     "prl_config": ("PRLConfig",),
     "prl_trainer": ("PRLTrainer",),
@@ -71,6 +79,7 @@ _MODULES = {
     "steps": ("get_splitter", "split_completions", "split_text", "step_ids_from_ends"),
     "token_pieces": ("TokenPieces",),
     "types": ("ProcessReward", "StepSplitter"),
+    "verifier": ("ProcessAdvantageVerifier",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
