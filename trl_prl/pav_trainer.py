@@ -45,6 +45,10 @@ class PAVHooks(ProcessRewardHooks):
         check_process_reward(
             self.process_reward, process_args.process_reward_type, process_args.initial_value, process_args.best_of_k
         )
+        # A verifier moves to this process's device; a function has nothing to prepare.
+        prepare = getattr(self.process_reward, "prepare", None)
+        if prepare is not None:
+            prepare(self.accelerator)
 
     def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:
         settings = self.process_args
@@ -68,24 +72,24 @@ class PAVHooks(ProcessRewardHooks):
 
     def _score(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> torch.Tensor:
         """Progress of every step of this process's completions, of shape (B, S)."""
+        user_metrics: dict[str, list[float]] = defaultdict(list)
+        user_columns: dict[str, list[Any]] = defaultdict(list)
         columns: dict[str, Any] = {
             key: [row[key] for row in inputs] for key in inputs[0] if key not in RESERVED_COLUMNS
         }
+        columns["trainer_state"] = self.state
+        columns["log_metric"] = lambda name, value: user_metrics[name].append(value)
+        columns["log_extra"] = lambda column, values: user_columns[column].extend(values)
         if self.environments is not None:
             columns["environments"] = self.environments
-        user_metrics: dict[str, list[float]] = defaultdict(list)
-        user_columns: dict[str, list[Any]] = defaultdict(list)
         progress = score_progress(
             self.process_reward,
             [row.get("prompt") for row in inputs],
             split.steps,
+            columns,
             process_reward_type=self.process_args.process_reward_type,
             best_of_k=self.process_args.best_of_k,
             initial_value=self.process_args.initial_value,
-            **columns,
-            trainer_state=self.state,
-            log_metric=lambda name, value: user_metrics[name].append(value),
-            log_extra=lambda column, values: user_columns[column].extend(values),
         )
         self.log_user_metrics(user_metrics)
         self.log_columns(user_columns, len(inputs))

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 import reprlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -95,7 +95,7 @@ def check_number(value: Any, name: str, position: str) -> float:
 
 
 def score_steps(
-    process_reward: ProcessReward, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
+    process_reward: ProcessReward, prompts: Sequence[Any], steps: Sequence[Sequence[str]], /, **columns: Any
 ) -> torch.Tensor:
     """Score every step of every completion.
 
@@ -116,8 +116,27 @@ def score_steps(
         `ValueError`: if the number of rows or of scores in a row is not that of the steps, or a score is not a finite
         number, `None` or NaN.
     """
-    name = callable_name(process_reward)
     scores = wait_for(process_reward(prompts=list(prompts), steps=[list(row) for row in steps], **columns))
+    return check_step_scores(scores, steps, callable_name(process_reward))
+
+
+def check_step_scores(scores: Any, steps: Sequence[Sequence[str]], name: str) -> torch.Tensor:
+    """Check what a process reward returned for steps, and pad it.
+
+    Args:
+        scores (`Any`):
+            What it returned.
+        steps (`Sequence[Sequence[str]]`):
+            Step texts of each completion.
+        name (`str`):
+            Name of the process reward, for messages.
+
+    Returns:
+        `torch.Tensor`: Scores of shape (B, S), float32, NaN where there is no step or the step cannot be scored.
+
+    Raises:
+        `ValueError`: as for [`score_steps`].
+    """
     if not has_rows(scores):
         raise ValueError(
             f"The process reward '{name}' returned {reprlib.repr(scores)}, which is not one list per completion. A "
@@ -142,7 +161,7 @@ def score_steps(
     return pad_step_rewards(rows)
 
 
-def score_prompts(process_reward: ProcessReward, prompts: Sequence[Any], **columns: Any) -> torch.Tensor:
+def score_prompts(process_reward: ProcessReward, prompts: Sequence[Any], /, **columns: Any) -> torch.Tensor:
     """Values of the prompts themselves, by the `initial_values` method of a process reward.
 
     Returns:
@@ -151,11 +170,30 @@ def score_prompts(process_reward: ProcessReward, prompts: Sequence[Any], **colum
     Raises:
         `ValueError`: if the method does not return one finite number, `None` or NaN per prompt.
     """
-    name = f"{callable_name(process_reward)}.initial_values"
     values = wait_for(process_reward.initial_values(prompts=list(prompts), **columns))  # type: ignore[attr-defined]
-    if len(values) != len(prompts):
+    return check_initial_values(values, len(prompts), f"{callable_name(process_reward)}.initial_values")
+
+
+def check_initial_values(values: Any, num_prompts: int, name: str) -> torch.Tensor:
+    """Check what a process reward returned for prompts.
+
+    Args:
+        values (`Any`):
+            What it returned.
+        num_prompts (`int`):
+            How many prompts it was given.
+        name (`str`):
+            Name of the method, for messages.
+
+    Returns:
+        `torch.Tensor`: Values of shape (B,), float32, NaN where a prompt cannot be scored.
+
+    Raises:
+        `ValueError`: as for [`score_prompts`].
+    """
+    if len(values) != num_prompts:
         raise ValueError(
-            f"'{name}' returned {len(values)} values for {len(prompts)} prompts. Values and prompts would be paired "
+            f"'{name}' returned {len(values)} values for {num_prompts} prompts. Values and prompts would be paired "
             "wrongly. Return exactly one float per prompt, in the same order."
         )
     return torch.tensor([check_number(value, name, f"prompt {i}") for i, value in enumerate(values)])
@@ -181,7 +219,9 @@ def check_process_reward(
                 f"`best_of_k={best_of_k}` was set, but the process reward '{name}' returns advantages. The transform "
                 "1 - (1 - Q)^K needs values. Return values from the process reward, or set `best_of_k=1`."
             )
-    elif initial_value is None and not hasattr(process_reward, "initial_values"):
+    elif initial_value is None and not any(
+        hasattr(process_reward, method) for method in ("initial_values", "score_solutions")
+    ):
         raise ValueError(
             f"The process reward '{name}' returns values and says nothing about the prompt's own value. The progress "
             "of the first step, its value minus the prompt's, cannot be computed. Give the process reward a method "
@@ -195,10 +235,11 @@ def score_progress(
     process_reward: ProcessReward,
     prompts: Sequence[Any],
     steps: Sequence[Sequence[str]],
+    columns: Mapping[str, Any] | None = None,
+    *,
     process_reward_type: str | None = None,
     best_of_k: int = 1,
     initial_value: float | None = None,
-    **columns: Any,
 ) -> torch.Tensor:
     """Progress of every step under the prover that a process reward stands for.
 
@@ -211,25 +252,42 @@ def score_progress(
             One prompt per completion.
         steps (`Sequence[Sequence[str]]`):
             Step texts of each completion.
+        columns (`Mapping`, *optional*):
+            Passed through to the scorer.
         process_reward_type (`str`, *optional*):
             `"values"` or `"advantages"`; by default what the scorer says of itself.
         best_of_k (`int`, *optional*, defaults to `1`):
             Best-of-K transform of the values.
         initial_value (`float`, *optional*):
             Value of every prompt, in [0, 1], where the scorer has no `initial_values`.
-        **columns:
-            Passed through to the scorer.
 
     Returns:
         `torch.Tensor`: Step advantages of shape (B, S), float32, NaN where there is no step or no score.
+
+    Raises:
+        `ValueError`: as [`score_steps`] and [`score_prompts`] do, and if `best_of_k` meets a value outside [0, 1].
     """
+    columns = columns or {}
+    is_values = returned_type(process_reward, process_reward_type) != "advantages"
+    if is_values and hasattr(process_reward, "score_solutions"):
+        # Prompts and steps in one pass over the solutions.
+        found = process_reward.score_solutions(prompts=list(prompts), steps=[list(row) for row in steps], **columns)
+        initial_values, scores = wait_for(found)
+        name = f"{callable_name(process_reward)}.score_solutions"
+        return _progress(
+            check_step_scores(scores, steps, name), check_initial_values(initial_values, len(prompts), name), best_of_k
+        )
     scores = score_steps(process_reward, prompts, steps, **columns)
-    if returned_type(process_reward, process_reward_type) == "advantages":
+    if not is_values:
         return scores
     if hasattr(process_reward, "initial_values"):
         initial_values = score_prompts(process_reward, prompts, **columns)
     else:
         initial_values = torch.full((len(prompts),), math.nan if initial_value is None else initial_value)
+    return _progress(scores, initial_values, best_of_k)
+
+
+def _progress(scores: torch.Tensor, initial_values: torch.Tensor, best_of_k: int) -> torch.Tensor:
     if best_of_k != 1:  # 1 changes nothing, and values of other ranges than [0, 1] are fine without the transform
         scores, initial_values = best_of_k_values(scores, best_of_k), best_of_k_values(initial_values, best_of_k)
     return step_advantages(scores, initial_values)

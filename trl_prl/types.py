@@ -198,7 +198,9 @@ class ProcessReward(Protocol):
 
     An object may say what it returns in an attribute `returns`: `"values"` (probabilities of success after each step,
     the default) or `"advantages"` (progress). One that returns values should have a method
-    `initial_values(prompts, **columns) -> list[float]` for the value of the prompt itself.
+    `initial_values(prompts, **columns) -> list[float]` for the value of the prompt itself. Where it can compute both
+    at once, a method `score_solutions(prompts, steps, **columns)` that returns the values of the prompts and those of
+    the steps is called instead of the two. A method `prepare(accelerator)` is called once, before training.
     """
 
     def __call__(
