@@ -180,6 +180,14 @@ def test_what_cannot_give_progress_is_refused() -> None:
     check_process_reward(fixed([], initial_values=len), None, None, 4)
 
 
+def test_a_column_named_steps_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
+    dataset = prompt_dataset()
+    dataset = dataset.add_column("steps", [["Worked", "example"]] * len(dataset))
+    trainer = make_trainer("pav", tiny_model_path, tmp_path, {"train_dataset": dataset})
+    with pytest.raises(ValueError, match=r"has a column 'steps'.*cannot get the column too. Rename it"):
+        trainer.train()
+
+
 # ---- progress, hand-worked ----
 
 
@@ -195,7 +203,7 @@ def test_initial_values_of_the_scorer_win_over_the_constant() -> None:
         return [0.5, 0.5, None]
 
     scorer = fixed([[0.5, 0.75], [], [0.0]], initial_values=initial_values)
-    progress = score_progress(scorer, PROMPTS, STEPS, initial_value=0.0, answer=["1", "2", "3"])
+    progress = score_progress(scorer, PROMPTS, STEPS, {"answer": ["1", "2", "3"]}, initial_value=0.0)
     assert_rows(progress, [[0.0, 0.25], [NAN, NAN], [NAN, NAN]])
 
 
@@ -228,6 +236,20 @@ def test_advantages_are_progress_already(returns: str, process_reward_type: str 
 
 
 # ---- in training ----
+
+
+def test_columns_named_like_settings_reach_the_scorer(tiny_model_path: str, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def scorer(prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+        seen.extend(columns["initial_value"] + columns["process_reward"])
+        return text_values(prompts, steps)
+
+    dataset = prompt_dataset()
+    for column in ("initial_value", "process_reward"):
+        dataset = dataset.add_column(column, [0.25] * len(dataset))
+    run(make_trainer("pav", tiny_model_path, tmp_path, {"process_reward": scorer, "train_dataset": dataset}))
+    assert set(seen) == {0.25}
 
 
 def test_columns_state_metrics_and_extra_columns(tiny_model_path: str, tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def check_number(value: Any, name: str, position: str) -> float:
     return number
 
 
+def check_columns(columns: Mapping[str, Any], name: str) -> None:
+    """Refuse a column that a process reward cannot be given, as it gets the sampled steps under its name.
+
+    Raises:
+        `ValueError`: if a column is called `steps`.
+    """
+    if "steps" in columns:
+        raise ValueError(
+            f"The data set has a column 'steps'. The process reward '{name}' gets the sampled steps under that name, "
+            "so it cannot get the column too. Rename it with `dataset.rename_column('steps', ...)`, or remove it."
+        )
+
+
 def score_steps(
     process_reward: ProcessReward, prompts: Sequence[Any], steps: Sequence[Sequence[str]], /, **columns: Any
 ) -> torch.Tensor:
@@ -114,8 +127,9 @@ def score_steps(
 
     Raises:
         `ValueError`: if the number of rows or of scores in a row is not that of the steps, or a score is not a finite
-        number, `None` or NaN.
+        number, `None` or NaN, or if a column is called `steps`.
     """
+    check_columns(columns, callable_name(process_reward))
     scores = wait_for(process_reward(prompts=list(prompts), steps=[list(row) for row in steps], **columns))
     return check_step_scores(scores, steps, callable_name(process_reward))
 
@@ -271,6 +285,7 @@ def score_progress(
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
     if is_values and hasattr(process_reward, "score_solutions"):
         # Prompts and steps in one pass over the solutions.
+        check_columns(columns, callable_name(process_reward))
         found = process_reward.score_solutions(prompts=list(prompts), steps=[list(row) for row in steps], **columns)
         initial_values, scores = wait_for(found)
         name = f"{callable_name(process_reward)}.score_solutions"
