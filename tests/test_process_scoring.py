@@ -99,6 +99,20 @@ def test_async_scorers_with_and_without_a_running_loop(scorer: Any) -> None:
         assert_rows(result, [[1.0, 1.0], [NAN, NAN], [1.0, NAN]])
 
 
+def test_async_scorers_keep_their_event_loop() -> None:
+    """A client that is kept between calls belongs to the loop that first ran it."""
+    loops = []
+
+    async def scorer(prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+        loops.append(asyncio.get_running_loop())
+        return await async_scorer(prompts, steps)
+
+    for _ in range(2):
+        score_steps(scorer, PROMPTS, STEPS)
+    assert loops[0] is loops[1]
+    assert not loops[0].is_closed()
+
+
 def test_an_exception_is_not_turned_into_a_score() -> None:
     def broken(**columns: Any) -> Any:
         raise KeyError("no such column")

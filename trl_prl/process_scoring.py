@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 import reprlib
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def resolve_process_reward(process_reward: Any) -> ProcessReward:
 def wait_for(result: Any) -> Any:
     """Run an awaitable to its end; anything else is returned as it is.
 
-    A thread of its own runs the loop, so that this also works where a loop is already running, as in a notebook.
+    One event loop in a thread of its own serves all calls: it works where a loop is already running, as in a notebook,
+    and clients that a process reward keeps between calls stay on the loop that their connections belong to.
     """
     if not inspect.isawaitable(result):
         return result
@@ -54,8 +56,15 @@ def wait_for(result: Any) -> Any:
     async def await_result(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, await_result(result)).result()
+    return asyncio.run_coroutine_threadsafe(await_result(result), event_loop()).result()
+
+
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The loop of asynchronous process rewards, started on first use and running as long as the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="process-reward", daemon=True).start()
+    return loop
 
 
 def callable_name(function: Callable[..., Any]) -> str:
