@@ -58,7 +58,7 @@ def from_trl_stepwise(row: Mapping[str, Any], step_separator: str = "\n") -> lis
 
     Args:
         row (`Mapping`):
-            Columns `prompt`, `completions` and `labels` (booleans); others are kept.
+            Columns `prompt`, `completions` and `labels` (booleans), possibly `initial_value`; others are dropped.
         step_separator (`str`, *optional*, defaults to `"\\n"`):
             What stood between steps: the value of `PRMConfig.step_separator`.
 
@@ -70,7 +70,9 @@ def from_trl_stepwise(row: Mapping[str, Any], step_separator: str = "\n") -> lis
     """
     steps, labels = list(row["completions"]), list(row["labels"])
     _check_lengths(steps, labels)
-    return [{**row, "completions": add_separator(steps, step_separator), "labels": [_number(x) for x in labels]}]
+    kept = {"initial_value": _number(row["initial_value"])} if "initial_value" in row else {}
+    texts = add_separator(steps, step_separator)
+    return [{"prompt": row["prompt"], "completions": texts, "labels": [_number(x) for x in labels], **kept}]
 
 
 def from_process_bench(row: Mapping[str, Any], step_separator: str = "\n\n") -> list[dict[str, Any]]:
