@@ -197,11 +197,11 @@ def test_checkpoints_and_model_card_while_attached(tiny_model_path: str, tmp_pat
     assert (tmp_path / "saved" / "model.safetensors").exists()
 
 
-def test_completions_table_before_and_after_training(tiny_model_path: str, tmp_path: Path) -> None:
-    """Evaluations without process rewards have no steps: the table must neither break nor pair rows wrongly."""
+def table_run(tiny_model_path: str, output_dir: Path, **process: Any) -> tuple[Any, Path]:
+    """A trainer that was evaluated, then trained with a callback, and where its completions table is written."""
     args = make_grpo_args(
         GRPOConfig,
-        tmp_path,
+        output_dir,
         log_completions=True,
         max_steps=1,
         eval_on_start=True,
@@ -210,17 +210,31 @@ def test_completions_table_before_and_after_training(tiny_model_path: str, tmp_p
         num_generations_eval=2,
     )
     trainer = GRPOTrainer(tiny_model_path, token_reward, args, prompt_dataset(), eval_dataset=prompt_dataset(1))
-    trainer.add_callback(ProcessRewardCallback(trainer, process_reward=text_values, initial_value=0.5))
+    trainer.add_callback(ProcessRewardCallback(trainer, process_reward=text_values, **process))
     trainer.evaluate()
-    assert "steps" not in trainer._logs["extra"]
     trainer.train()  # with an evaluation at the start, whose two rows join the two of the evaluation before
+    return trainer, output_dir / "completions" / "completions_00001.parquet"
+
+
+def test_completions_table_before_and_after_training(tiny_model_path: str, tmp_path: Path) -> None:
+    """Evaluations without process rewards have no steps: the table must neither break nor pair rows wrongly."""
+    trainer, path = table_run(tiny_model_path, tmp_path, initial_value=0.5)
     assert "steps" not in trainer._logs["extra"]
-    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    table = pd.read_parquet(path)
     assert ["".join(steps) for steps in table["steps"]] == table["completion"].tolist()
     trainer.evaluate()
-    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    table = pd.read_parquet(path)
     assert len(table) == 4
     assert "steps" not in table.columns
+
+
+def test_completions_table_at_the_level_of_completions(tiny_model_path: str, tmp_path: Path) -> None:
+    trainer, path = table_run(tiny_model_path, tmp_path, level="completion")
+    start = pd.read_parquet(path.with_name("completions_00000.parquet"))
+    assert start["text_values_mean"].isna().tolist() == [True, True, False, False]
+    assert pd.read_parquet(path)["text_values_mean"].notna().all()
+    trainer.evaluate()
+    assert "text_values_mean" not in pd.read_parquet(path).columns
 
 
 # ---- RLOO, completion level ----

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 
 from .pav_config import PAVArguments
 from .pav_trainer import PAVHooks
-from .process_grpo_trainer import ProcessRewardHooks
+from .process_grpo_trainer import ProcessRewardHooks, add_reward_column, remove_reward_column
 from .process_scoring import check_process_reward, resolve_process_reward
 from .step_reward_func import StepRewardFunc
 from .steps import get_splitter
@@ -186,8 +186,10 @@ class ProcessRewardCallback(TrainerCallback):
         trainer.reward_processing_classes = [*originals["reward_processing_classes"], None]
         weight = originals["reward_weights"].new_tensor([self.arguments.alpha])
         trainer.reward_weights = torch.cat([originals["reward_weights"], weight])
+        add_reward_column(trainer, self.reward_func.__name__)
 
         def detach() -> None:
+            remove_reward_column(trainer, self.reward_func.__name__)
             for name, value in originals.items():
                 setattr(trainer, name, value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -287,6 +288,16 @@ class ProcessRewardHooks(_Trainer):
         """
         for row, rewards in gather_object(list(zip(row_ids.tolist(), step_rewards, strict=True))):
             self._step_reward_rows[self._mode][row][:] = rewards
+
+
+def add_reward_column(trainer: Any, name: str) -> None:
+    """Add the column of one more reward function to the completions table, with NaN for the rows that are there."""
+    trainer._logs["rewards"][name].extend([math.nan] * len(trainer._logs["prompt"]))
+
+
+def remove_reward_column(trainer: Any, name: str) -> None:
+    """Take the column of a reward function out of the completions table, as nobody goes on filling it."""
+    trainer._logs["rewards"].pop(name, None)
 
 
 def action_mask(batch: dict[str, Any]) -> torch.Tensor:
