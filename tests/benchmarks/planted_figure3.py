@@ -82,22 +82,28 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
     header = ["base policy iterations", "its accuracy", "effective reward", "outcome only", "ratio"]
     text = f"(a) Optimizer steps to {100 * THRESHOLD:.0f} % accuracy, prover gamma = 10\n\n{table(header, rows)}\n"
 
-    rows, strengths = [], []
-    for gamma in GAMMAS:
-        runs = [
-            results.get(
-                f"b gamma {gamma:g} seed {seed}",
-                lambda seed=seed, gamma=gamma: (
-                    train_planted(seed, 1.0, gamma=gamma, max_steps=200, stop_at=0.97).accuracies
-                ),
-            )
-            for seed in seeds
-        ]
-        reached = [steps_to_accuracy(accuracies, THRESHOLD) for accuracies in runs]
-        strengths.append([step or 200 for step in reached])
-        rows.append([f"{gamma:g}", steps_text(reached, 200)])
-    text += f"(b) Optimizer steps to {100 * THRESHOLD:.0f} % accuracy by prover strength, {base_iterations[0]} "
-    text += f"iterations\n\n{table(['gamma', 'effective reward'], rows)}\n"
+    strengths: dict[str, Any] = {}
+    rows = [[f"{gamma:g}"] for gamma in GAMMAS]
+    for iterations in base_iterations:
+        columns = []
+        for gamma, row in zip(GAMMAS, rows, strict=True):
+            runs = [
+                results.get(
+                    f"b {iterations} gamma {gamma:g} seed {seed}",
+                    lambda seed=seed, gamma=gamma, iterations=iterations: (
+                        train_planted(
+                            seed, 1.0, gamma=gamma, max_steps=200, base_iterations=iterations, stop_at=0.97
+                        ).accuracies
+                    ),
+                )
+                for seed in seeds
+            ]
+            reached = [steps_to_accuracy(accuracies, THRESHOLD) for accuracies in runs]
+            columns.append([step or 200 for step in reached])
+            row.append(steps_text(reached, 200))
+        strengths[f"base policy of {iterations} iterations"] = list(map(list, zip(*columns, strict=True)))
+    header = ["gamma", *(f"base policy of {iterations} iterations" for iterations in base_iterations)]
+    text += f"(b) Optimizer steps to {100 * THRESHOLD:.0f} % accuracy by prover strength\n\n{table(header, rows)}\n"
 
     passes: dict[str, list[list[float]]] = {}
     for name, alpha in REWARDS.items():
@@ -123,7 +129,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     }
     draw_curves(a, padded, window=5)
     a.set(title="(a) learning curves", xlabel="optimizer step", ylabel="accuracy, %", xscale="log")
-    draw_curves(b, {"effective reward": list(map(list, zip(*figures["strengths"], strict=True)))}, x=GAMMAS)
+    draw_curves(b, figures["strengths"], x=GAMMAS)
     b.set(title="(b) prover strength", xlabel="gamma", ylabel="optimizer steps to 90 %", xscale="log")
     draw_curves(
         c, {name: [[100 * v for v in run] for run in runs] for name, runs in figures["passes"].items()}, x=SAMPLES
