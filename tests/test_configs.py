@@ -113,6 +113,7 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
     ("config_class", "setting", "why", "advice"),
     [
         (PRLConfig, {"beta": -0.1}, "drifting away", "Set `beta` to 0.0"),
+        (PRLConfig, {"beta": math.nan}, "non-finite", "Set `beta` to 0.0"),
         (PRLConfig, {"step_level": "word"}, "none of the values", "'step', 'token'"),
         (PRLConfig, {"kl_estimator": "k2"}, "none of the values", "'k1', 'k3'"),
         (PRLConfig, {"kl_direction": "back"}, "none of the values", "'reverse', 'forward'"),
@@ -127,6 +128,7 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
         (PAVConfig, {"best_of_k": 0}, "at least one sample", "Set it to 1"),
         (PAVConfig, {"initial_value": 1.5}, "probability", "between 0.0 and 1.0"),
         (PAVConfig, {"step_advantage_clip": 0.0}, "leaves nothing", "positive number"),
+        (PAVConfig, {"step_advantage_clip": math.nan}, "leaves nothing", "positive number"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -112,7 +112,7 @@ class PAVArguments:
                 f"`initial_value` was set to {self.initial_value}, but it is a probability of success. Set it to a "
                 "number between 0.0 and 1.0."
             )
-        if self.step_advantage_clip is not None and self.step_advantage_clip <= 0:
+        if self.step_advantage_clip is not None and not self.step_advantage_clip > 0:
             raise ValueError(
                 f"`step_advantage_clip` was set to {self.step_advantage_clip}, which leaves nothing of any progress. "
                 "Set it to a positive number, or to None for no clipping."

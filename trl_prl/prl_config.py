@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -95,8 +96,9 @@ class PRLConfig(GRPOConfig):
         check_choice("kl_estimator", self.kl_estimator, Estimator)
         check_choice("kl_direction", self.kl_direction, Direction)
         check_choice("logps_source", self.logps_source, LogpsSource)
-        if self.beta < 0:
+        if not math.isfinite(self.beta) or self.beta < 0:
             raise ValueError(
                 f"`beta` was set to {self.beta}. A negative KL coefficient rewards drifting away from the reference "
-                "without bound. Set `beta` to 0.0 for plain GRPO or to a small positive number such as 0.005."
+                "without bound, and a non-finite one leaves no advantage finite. Set `beta` to 0.0 for plain GRPO or "
+                "to a small positive number such as 0.005."
             )
