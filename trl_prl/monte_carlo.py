@@ -1,0 +1,252 @@
+"""Step values by Monte-Carlo rollouts: what a process advantage verifier is trained on.
+
+Source: [PAV](https://huggingface.co/papers/2410.08146), section 4.2 and App. D.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+
+from trl_prl.first_pit import Trace, best_probes, find_pits, is_wrong, measure_to_pits
+from trl_prl.intervals import SequentialRule
+from trl_prl.metrics import pass_at_k
+from trl_prl.rollouts import Prefix, Problem, Roller, Rollout, Spending, Tally, Unfinished, measure
+from trl_prl.steps import split_completions
+from trl_prl.token_pieces import TokenPieces
+from trl_prl.types import Generator, OutcomeReward, SamplingParams, StepSplitter
+
+
+Strategy = Literal["iid", "first_pit"]
+
+
+@dataclass(frozen=True)
+class MonteCarloParams:
+    """How rollouts are spent.
+
+    Source: [PAV](https://huggingface.co/papers/2410.08146), section 4.2 (n_cov, n_mc) and App. D (first pit).
+
+    Args:
+        n_cov (`int`, *optional*, defaults to `4`):
+            Seed rollouts per prompt, for coverage.
+        n_mc (`int` or [`SequentialRule`], *optional*, defaults to `20`):
+            Rollouts per prefix, or the rule that ends them.
+        strategy (`str`, *optional*, defaults to `"iid"`):
+            `"iid"` measures every prefix of every seed. `"first_pit"` measures those of wrong seeds up to their first
+            step without hope, and adds wrong rollouts from promising prefixes as seeds.
+        n_probe (`int`, *optional*, defaults to `4`):
+            Rollouts of each probe of the first pit.
+        high_value (`float`, *optional*, defaults to `0.5`):
+            Fraction of correct probes from which a prefix is promising.
+        unfinished (`str`, *optional*, defaults to `"exclude"`):
+            What rollouts are that reach the length limit: `"exclude"` leaves them out of the fraction, `"wrong"`
+            counts them as wrong. They are counted apart in either case.
+
+    Raises:
+        `ValueError`: When a number or a name is not one of these.
+    """
+
+    n_cov: int = 4
+    n_mc: int | SequentialRule = 20
+    strategy: Strategy = "iid"
+    n_probe: int = 4
+    high_value: float = 0.5
+    unfinished: Unfinished = "exclude"
+
+    def __post_init__(self) -> None:
+        if self.n_cov < 1 or self.n_probe < 1 or (isinstance(self.n_mc, int) and self.n_mc < 1):
+            raise ValueError(
+                f"Got n_cov={self.n_cov}, n_mc={self.n_mc} and n_probe={self.n_probe}, but without a rollout there is "
+                "nothing to count. Use at least 1 of each."
+            )
+        if self.strategy not in ("iid", "first_pit") or self.unfinished not in ("exclude", "wrong"):
+            raise ValueError(
+                f"Got strategy={self.strategy!r} and unfinished={self.unfinished!r}, and not both are known. Use "
+                "'iid' or 'first_pit', and 'exclude' or 'wrong'."
+            )
+
+
+def estimate_step_values(
+    problems: Sequence[Problem],
+    prover: Generator,
+    reward: OutcomeReward,
+    splitter: StepSplitter,
+    token_pieces: TokenPieces,
+    params: MonteCarloParams,
+    sampling: SamplingParams,
+    *,
+    seed_generator: Generator | None = None,
+    threshold: float = 0.5,
+    confidence: float = 0.95,
+    spending: Spending | None = None,
+) -> list[dict[str, Any]]:
+    """Draw seeds of problems and estimate the value of each of their steps.
+
+    Seeds are cut into steps on their sampled ids. Prefixes with equal ids are one within a problem, and measured once;
+    problems are told apart by their row, so equal prompts keep seeds and values of their own. A prefix that is a whole
+    finished completion takes its outcome; any other is measured, also those of correct seeds. The same problems give
+    the same rows.
+
+    Args:
+        problems (`Sequence[Problem]`):
+            The problems.
+        prover ([`Generator`]):
+            Whose success probability is estimated.
+        reward ([`OutcomeReward`]):
+            Outcome reward.
+        splitter (`StepSplitter`):
+            Where steps end.
+        token_pieces ([`TokenPieces`]):
+            Bytes of the tokens, of prover and seed generator alike.
+        params ([`MonteCarloParams`]):
+            How rollouts are spent.
+        sampling ([`SamplingParams`]):
+            How to sample; `max_tokens` is the limit of a whole completion. `n` is not read.
+        seed_generator ([`Generator`], *optional*):
+            Draws the seeds instead of the prover: the base policy, for instance.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Rewards above it are correct.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Coverage of the Wilson intervals.
+        spending ([`Spending`], *optional*):
+            Where to add up what is drawn.
+
+    Returns:
+        `list[dict]`: One row per distinct seed, as [docs/collection.md](docs/collection.md) describes it.
+    """
+    roller = Roller(problems, prover, reward, token_pieces, sampling, threshold, spending)
+    seeder = Roller(problems, seed_generator or prover, reward, token_pieces, sampling, threshold, roller.spending)
+    drawn = seeder.draw([(i, ()) for i in range(len(problems))], params.n_cov, "seed")
+    traces = _traces(splitter, token_pieces, [(i, r) for i, rollouts in enumerate(drawn) for r in rollouts])
+    tallies: dict[Prefix, Tally] = {}
+    _take_outcomes(traces, tallies)
+    if params.strategy == "first_pit":
+        wrong = [trace for trace in traces if is_wrong(trace)]
+        probes: dict[Prefix, list[Rollout]] = {}
+        pits = find_pits(roller, wrong, params.n_probe, probes)
+        branches = [
+            (prefix[0], rollout)
+            for prefix, found in best_probes(wrong, probes, params.high_value)
+            for rollout in found
+        ]
+        known = {(trace.problem, trace.rollout.ids) for trace in traces}
+        added = [t for t in _traces(splitter, token_pieces, branches) if (t.problem, t.rollout.ids) not in known]
+        _take_outcomes(added, tallies)
+        more_pits = find_pits(roller, added, params.n_probe, probes)
+        pits.update((len(wrong) + k, pit) for k, pit in more_pits.items())
+        measure_to_pits(roller, [*wrong, *added], pits, tallies, params.n_mc, params.unfinished)
+        traces = sorted([*traces, *added], key=lambda trace: trace.problem)
+    keys = [trace.key(h) for trace in traces for h in range(trace.num_kept + 1)]
+    measure(roller, keys, tallies, params.n_mc, params.unfinished)
+    return [_row(roller, trace, tallies, confidence) for trace in traces]
+
+
+def _traces(splitter: StepSplitter, token_pieces: TokenPieces, rollouts: Sequence[tuple[int, Rollout]]) -> list[Trace]:
+    """Cut rollouts into steps; equal ones of a problem are one trace."""
+    counts = Counter((i, rollout.ids) for i, rollout in rollouts)
+    distinct = list({(i, rollout.ids): (i, rollout) for i, rollout in rollouts}.values())
+    length = max((len(rollout.ids) for _, rollout in distinct), default=0)
+    ids = torch.zeros(len(distinct), length, dtype=torch.long)
+    mask = torch.zeros(len(distinct), length, dtype=torch.bool)
+    for row, (_, rollout) in enumerate(distinct):
+        ids[row, : len(rollout.ids)] = torch.tensor(rollout.ids)
+        mask[row, : len(rollout.ids)] = True
+    step_ids = split_completions(splitter, token_pieces, ids, mask).step_ids
+    traces = []
+    for (i, rollout), row_steps in zip(distinct, step_ids, strict=True):
+        steps = row_steps[: len(rollout.ids)]
+        ends = [*(torch.nonzero(steps[1:] != steps[:-1]).flatten() + 1).tolist(), len(rollout.ids)]
+        prefixes = [rollout.ids[:end] for end in ends if end]
+        traces.append(Trace(i, rollout, prefixes, len(prefixes), counts[i, rollout.ids]))
+    return traces
+
+
+def _take_outcomes(traces: Sequence[Trace], tallies: dict[Prefix, Tally]) -> None:
+    """Whole finished completions have their outcome as value, and no value if it could not be checked."""
+    for trace in traces:
+        if trace.rollout.finished:
+            failed = int(trace.rollout.correct is None)
+            tallies[trace.problem, trace.rollout.ids] = Tally(num_failed=failed, outcome=trace.rollout.correct)
+
+
+def _row(roller: Roller, trace: Trace, tallies: dict[Prefix, Tally], confidence: float) -> dict[str, Any]:
+    problem = roller.problems[trace.problem]
+    steps = [tallies[trace.key(h)] for h in range(1, trace.num_kept + 1)]
+    intervals = [tally.interval(confidence) for tally in steps]
+    initial = tallies[trace.problem, ()]
+    starts = [0, *map(len, trace.prefixes)]
+    texts = [roller.text(trace.rollout.ids[a:b]) for a, b in pairwise(starts)]
+    return {
+        "row": problem.row,
+        "prompt": problem.prompt,
+        "completions": texts[: trace.num_kept],
+        "labels": [tally.value for tally in steps],
+        "initial_value": initial.value,
+        "num_rollouts": [tally.num_rollouts for tally in steps],
+        "num_correct": [tally.num_correct for tally in steps],
+        "interval_low": [low for low, _ in intervals],
+        "interval_high": [high for _, high in intervals],
+        "num_unfinished": [tally.num_unfinished for tally in steps],
+        "num_failed": [tally.num_failed for tally in steps],
+        "initial_num_rollouts": initial.num_rollouts,
+        "initial_num_correct": initial.num_correct,
+        "initial_interval_low": initial.interval(confidence)[0],
+        "initial_interval_high": initial.interval(confidence)[1],
+        "outcome": None if trace.rollout.correct is None else float(trace.rollout.correct),
+        "finish_reason": trace.rollout.finish_reason,
+        "num_seeds": trace.count,
+        "rest": "".join(texts[trace.num_kept :]),
+        "columns": dict(problem.columns),
+    }
+
+
+def best_of_k_row(
+    row: dict[str, Any], k: int, estimator: Literal["plug_in", "unbiased"] = "plug_in"
+) -> dict[str, Any]:
+    """Values of the Best-of-K prover from those of the prover, without any further rollout.
+
+    `Q^BoK = 1 - (1 - Q)^K` (https://huggingface.co/papers/2410.08146, eq. 30). Put in the fraction correct, it is too
+    low on average, as the function is concave; from n >= K rollouts [`pass_at_k`] estimates it without bias. Outcomes
+    stay what they are.
+
+    Args:
+        row (`dict`):
+            Row of [`estimate_step_values`].
+        k (`int`):
+            K, at least 1.
+        estimator (`str`, *optional*, defaults to `"plug_in"`):
+            `"plug_in"` or `"unbiased"`.
+
+    Returns:
+        `dict`: The row with other labels, initial value and interval ends.
+
+    Raises:
+        `ValueError`: When `k` is below 1, the estimator is unknown, or a value has too few rollouts for it.
+    """
+    if k < 1 or estimator not in ("plug_in", "unbiased"):
+        raise ValueError(
+            f"Got k={k} and estimator={estimator!r}. A Best-of-K prover draws at least one sample, and there are two "
+            "estimators. Use k >= 1, and 'plug_in' or 'unbiased'."
+        )
+
+    def best(value: float | None) -> float | None:
+        return None if value is None else 1.0 - (1.0 - value) ** k
+
+    def estimate(value: float | None, num_rollouts: int, num_correct: int) -> float | None:
+        if value is None or num_rollouts == 0 or estimator == "plug_in":
+            return best(value)
+        return pass_at_k(num_rollouts, num_correct, k)
+
+    counts = zip(row["labels"], row["num_rollouts"], row["num_correct"], strict=True)
+    return {
+        **row,
+        "labels": [estimate(*entry) for entry in counts],
+        "initial_value": estimate(row["initial_value"], row["initial_num_rollouts"], row["initial_num_correct"]),
+        **{name: [best(end) for end in row[name]] for name in ("interval_low", "interval_high")},
+        **{name: best(row[name]) for name in ("initial_interval_low", "initial_interval_high")},
+    }
