@@ -78,8 +78,8 @@ def test_a_splitter_that_counts_tokens_needs_the_tokenizer(tiny_tokenizer: PreTr
     scorer = ScoreTable({"12": 1.0, "3": 0.0})
     from trl_prl.splitters import FixedLengthSplitter
 
-    with pytest.raises(ValueError, match="counts tokens"):
-        StepRewardFunc(scorer, FixedLengthSplitter(2))(["p"], ["123"])
+    with pytest.raises(ValueError, match=r"counts tokens.*Pass the policy's tokenizer"):
+        StepRewardFunc(scorer, FixedLengthSplitter(2))
     reward = StepRewardFunc(scorer, FixedLengthSplitter(2), processing_class=tiny_tokenizer)
     assert reward(["p"], ["123"]) == [0.5]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .process_scoring import callable_name, resolve_process_reward, score_steps
+from .splitters import FixedLengthSplitter
 from .steps import get_splitter, split_text
 from .types import ProcessReward, StepSplitter
 
@@ -62,7 +63,7 @@ class StepRewardFunc:
             Tokenizer of the policy; only a splitter that counts tokens needs it.
 
     Raises:
-        `ValueError`: if `aggregation` is none of these.
+        `ValueError`: if `aggregation` is none of these, or the splitter counts tokens and there is no tokenizer.
 
     Example:
 
@@ -85,6 +86,11 @@ class StepRewardFunc:
             )
         self.process_reward = resolve_process_reward(process_reward)
         self.step_splitter = get_splitter(step_splitter)
+        if isinstance(self.step_splitter, FixedLengthSplitter) and processing_class is None:
+            raise ValueError(
+                f"The step splitter is {self.step_splitter!r}, which counts tokens, but a reward function gets text. "
+                "Pass the policy's tokenizer as `processing_class`, or use a splitter that reads the text."
+            )
         self.aggregation = aggregation
         self.processing_class = processing_class
         # TRL names the metric of a reward function after it.
