@@ -18,7 +18,10 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L0", {"types", "step_tensors", "token_pieces", "splitters", "metrics", "verifier_metrics", "intervals"}),
     ("L0", {"markdown_splitter", "advantages"}),
     ("L0", {"steps", "advantage_baselines"}),
-    ("L1", {"answers", "sampling", "roomy_cache", "generation_servers", "shards", "stepwise_data", "tasks._tokenizers"}),
+    (
+        "L1",
+        {"answers", "sampling", "roomy_cache", "generation_servers", "shards", "stepwise_data", "tasks._tokenizers"},
+    ),
     ("L1", {"stepwise_batches", "stepwise_formats", "verifier_loading"}),
     ("L1", {"generation", "verifier", "tasks.arithmetic", "tasks.planted"}),
     ("L1", {"tasks"}),
