@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="arithmetic_policy")
     parser.add_argument("--evaluate", metavar="FOLDER", help="evaluate this policy instead of training one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_batches", type=int, nargs="+", default=[2500, 1100], help="one entry per cycle")
+    parser.add_argument("--num_batches", type=int, nargs="+", default=[2500, 1100, 1300], help="one entry per cycle")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument(
