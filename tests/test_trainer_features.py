@@ -325,6 +325,32 @@ def test_environments(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
         assert counts == [3, 0] * 4
 
 
+@pytest.mark.parametrize("logps_source", ["current", "rollout"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_engines_log_probs_are_not_the_policys(
+    logps_source: str, level: str, tiny_model_path: str, tmp_path: Path
+) -> None:
+    """What a generation engine says of its samples differs from the policy: no log-ratio to the reference has it."""
+
+    def with_wrong_log_probs(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        rollout = several_turns(prompts, trainer)
+        return {**rollout, "logprobs": [[-7.0] * len(ids) for ids in rollout["completion_ids"]]}
+
+    fields: dict[str, Any] = {
+        "logps_source": logps_source,
+        "importance_sampling_level": level,
+        "num_iterations": 2,
+        "step_level": "token",
+    }
+    advantages = []
+    for rollout_func in (several_turns, with_wrong_log_probs):
+        arguments = {"rollout_func": rollout_func}
+        trainer = run(make_trainer("prl", tiny_model_path, tmp_path / rollout_func.__name__, arguments, **fields))
+        assert ("sampling_per_token_logps" in trainer.losses[0]) == (rollout_func is with_wrong_log_probs)
+        advantages.append([record["advantages"] for record in trainer.losses])
+    assert all(torch.equal(*pair) for pair in zip(*advantages, strict=True))
+
+
 # ---- masks ----
 
 
