@@ -75,7 +75,7 @@ def draw_curves(
         axis.plot(positions, smooth.mean(0), label=name, markevery=max(1, length // 8), markersize=5, **style)
         if len(runs) > 1:
             axis.fill_between(positions, smooth.min(0), smooth.max(0), color=style["color"], alpha=0.15)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize=8)
 
 
 def draw_bars(axis: Any, groups: Sequence[str], bars: Mapping[str, Sequence[float]], unit: str = "%") -> None:

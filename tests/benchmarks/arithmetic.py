@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, spread, table
+from common import Results, machine_text, spread, table
 
 from trl_prl.experiments import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
 from trl_prl.plots import draw_bars, draw_curves, new_figure, save
@@ -113,7 +113,7 @@ def main() -> None:
         f"Tuning split, seed {TUNING_SEED}, %\n\n{tuning}\nTest split, {args.seeds} seeds, mean (lowest to highest), "
     )
     text += f"%; {args.problems} problems per length, {args.steps} optimizer steps of 64 samples\n\n{comparison}\n"
-    text += f"{results.data['machine']}\n"
+    text += f"{machine_text(results.data['machine'])}\n"
     args.output.with_suffix(".md").write_text(text)
     draw(data, args.output.with_suffix(".png"))
     print(text)

@@ -20,6 +20,11 @@ def machine() -> dict[str, str]:
     return {"device": device, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **packages}
 
 
+def machine_text(described: dict[str, str]) -> str:
+    """The machine as one line of text."""
+    return ", ".join(f"{name} {value}" for name, value in described.items())
+
+
 class Results:
     """Results of finished runs in a JSON file, so that an interrupted script goes on where it stopped."""
 

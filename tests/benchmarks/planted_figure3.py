@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, spread, table
+from common import Results, machine_text, spread, table
 
 from trl_prl.experiments import sample_planted, steps_to_accuracy, train_planted
 from trl_prl.metrics import pass_at_k
@@ -33,7 +33,11 @@ def steps_text(steps: list[int | None], limit: int) -> str:
     if not reached:
         return f"never in {limit}"
     text = f"{statistics.fmean(reached):.0f} ({min(reached)} to {max(reached)})"
-    return text if len(reached) == len(steps) else f"{text}, {len(steps) - len(reached)} seeds not in {limit}"
+    return (
+        text
+        if len(reached) == len(steps)
+        else f"{text}, {len(steps) - len(reached)} of {len(steps)} seeds not in {limit}"
+    )
 
 
 def ratio_text(slow: list[int | None], fast: list[int | None], limit: int) -> str:
@@ -69,7 +73,7 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
                 for seed in seeds
             ]
             steps[name] = [steps_to_accuracy(accuracies, THRESHOLD) for accuracies in runs]
-            curves[f"{name}, {iterations} iterations"] = runs
+            curves[f"{name}, base of {iterations}"] = runs
         rows.append(
             [
                 iterations,
@@ -101,7 +105,7 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
             reached = [steps_to_accuracy(accuracies, THRESHOLD) for accuracies in runs]
             columns.append([step or 200 for step in reached])
             row.append(steps_text(reached, 200))
-        strengths[f"base policy of {iterations} iterations"] = list(map(list, zip(*columns, strict=True)))
+        strengths[f"base of {iterations}"] = list(map(list, zip(*columns, strict=True)))
     header = ["gamma", *(f"base policy of {iterations} iterations" for iterations in base_iterations)]
     text += f"(b) Optimizer steps to {100 * THRESHOLD:.0f} % accuracy by prover strength\n\n{table(header, rows)}\n"
 
@@ -128,7 +132,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         for name, runs in figures["curves"].items()
     }
     draw_curves(a, padded, window=5)
-    a.set(title="(a) learning curves", xlabel="optimizer step", ylabel="accuracy, %", xscale="log")
+    a.set(title="(a) learning curves", xlabel="optimizer step", ylabel="accuracy, %", xscale="log", xlim=(5, None))
     draw_curves(b, figures["strengths"], x=GAMMAS)
     b.set(title="(b) prover strength", xlabel="gamma", ylabel="optimizer steps to 90 %", xscale="log")
     draw_curves(
@@ -150,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     results = Results(args.output)
     text, figures = run(results, range(args.seeds), tuple(args.base_iterations), args.limit)
-    text += f"\n{args.seeds} seeds, mean (lowest to highest); {results.data['machine']}\n"
+    text += f"\n{args.seeds} seeds, mean (lowest to highest); {machine_text(results.data['machine'])}\n"
     args.output.with_suffix(".md").write_text(text)
     draw(figures, args.output.with_suffix(".png"))
     print(text)
