@@ -252,9 +252,14 @@ def _prepare_eval(eval_dataset: Any, tokenizer: Any, args: PAVRewardConfig) -> A
 
 def _load_model(path: str, args: PAVRewardConfig, quantization_config: Any) -> Any:
     kwargs: dict[str, Any] = {"dtype": "float32", "trust_remote_code": args.trust_remote_code}
-    kwargs.update(args.model_init_kwargs or {})  # type: ignore[arg-type]
     if quantization_config is not None:
-        kwargs["quantization_config"] = quantization_config
+        quantization_config = copy.deepcopy(quantization_config)
+        # The value head starts at random weights and has to learn, so it stays as it is.
+        skipped = getattr(quantization_config, "llm_int8_skip_modules", None) or []
+        quantization_config.llm_int8_skip_modules = [*skipped, "score", "classifier"]
+        # The base class turns adapter and value head into bfloat16; what is not quantized has to match them.
+        kwargs |= {"quantization_config": quantization_config, "dtype": "bfloat16"}
+    kwargs.update(args.model_init_kwargs or {})  # type: ignore[arg-type]
     return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)
 
 
