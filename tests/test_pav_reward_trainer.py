@@ -388,3 +388,32 @@ def test_model_card_tells_how_to_use_it(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for part in ("ProcessAdvantageVerifier.from_pretrained", "process-reward-model", "math", "| auroc |", "`newline`"):
         assert part in card or part.replace("`", "'") in card, part
+
+
+def test_the_example_trains_and_its_folder_scores(tmp_path: Path, repo_root: Path) -> None:
+    """The example script in this process, on rows in the format of the former PRMTrainer."""
+    import json
+    import runpy
+
+    import yaml
+    from trl import ModelConfig, TrlParser
+
+    rows = [
+        {"prompt": row["prompt"], "completions": row["completions"], "labels": [x > 0.5 for x in row["labels"]]}
+        for row in dataset(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    example = runpy.run_path(str(repo_root / "examples" / "train_verifier.py"))
+    settings = yaml.safe_load((repo_root / "examples" / "configs" / "verifier.yaml").read_text())
+    settings |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "max_steps": 2}
+    settings |= {"max_length": 64, "prompt_suffix": "", "disable_tqdm": True, "eval_strategy": "no"}
+    settings |= {"dataset_name": str(tmp_path / "rows.jsonl"), "format": "trl", "output_dir": str(tmp_path / "out")}
+    settings |= {"model_name_or_path": arithmetic_policy_path(), "dtype": "float32"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    parser = TrlParser((example["DataArguments"], PAVRewardConfig, ModelConfig))
+    example["main"](*parser.parse_args_and_config(["--config", str(tmp_path / "config.yaml")]))
+    [values] = ProcessAdvantageVerifier.from_pretrained(tmp_path / "out")(["1+2="], [["3\n", "#3"]])
+    assert len(values) == 2
+    metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert 0.0 <= metrics["eval_brier"] <= 1.0
+    assert "process-reward-model" in (tmp_path / "out" / "README.md").read_text()
