@@ -114,17 +114,17 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
     [
         (PRLConfig, {"beta": -0.1}, "drifting away", "Set `beta` to 0.0"),
         (PRLConfig, {"beta": math.nan}, "non-finite", "Set `beta` to 0.0"),
-        (PRLConfig, {"step_level": "word"}, "none of the values", "'step', 'token'"),
-        (PRLConfig, {"kl_estimator": "k2"}, "none of the values", "'k1', 'k3'"),
-        (PRLConfig, {"kl_direction": "back"}, "none of the values", "'reverse', 'forward'"),
-        (PRLConfig, {"logps_source": "old"}, "none of the values", "'current', 'rollout'"),
+        (PRLConfig, {"step_level": "word"}, "There is no such variant", "'step', 'token'"),
+        (PRLConfig, {"kl_estimator": "k2"}, "There is no such variant", "'k1', 'k3'"),
+        (PRLConfig, {"kl_direction": "back"}, "There is no such variant", "'reverse', 'forward'"),
+        (PRLConfig, {"logps_source": "old"}, "There is no such variant", "'current', 'rollout'"),
         (PAVConfig, {"alpha": -1.0}, "punish progress", "Set it to 0.0"),
         (PAVConfig, {"alpha": math.inf}, "non-finite", "Set it to 0.0"),
         (PAVConfig, {"alpha": math.nan}, "non-finite", "Set it to 0.0"),
         (PAVConfig, {"alpha_final": -1.0}, "punish progress", "Set it to 0.0"),
-        (PAVConfig, {"alpha_schedule": "step"}, "none of the values", "'constant', 'linear', 'cosine'"),
+        (PAVConfig, {"alpha_schedule": "step"}, "There is no such variant", "'constant', 'linear', 'cosine'"),
         (PAVConfig, {"alpha_warmup_ratio": 1.5}, "share of the training run", "between 0.0 and 1.0"),
-        (PAVConfig, {"process_reward_type": "rewards"}, "none of the values", "'values', 'advantages'"),
+        (PAVConfig, {"process_reward_type": "rewards"}, "There is no such variant", "'values', 'advantages'"),
         (PAVConfig, {"best_of_k": 0}, "at least one sample", "Set it to 1"),
         (PAVConfig, {"initial_value": 1.5}, "probability", "between 0.0 and 1.0"),
         (PAVConfig, {"step_advantage_clip": 0.0}, "leaves nothing", "positive number"),
@@ -134,7 +134,7 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
 )
 def test_bad_values_are_refused(config_class: type, setting: dict[str, Any], why: str, advice: str) -> None:
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"`{name}` was set to {value!r}") as error:
+    with pytest.raises(ValueError, match=f"`{name}` (is|was set to) {value!r}") as error:
         config_class("out", **CPU, **setting)
     assert why in str(error.value)
     assert advice in str(error.value)
@@ -246,3 +246,25 @@ def test_other_arguments_are_refused(tiny_model_path: str, tmp_path: Path) -> No
     for args in (TrainingArguments(str(tmp_path), **CPU), {"beta": 0.1}):
         with pytest.raises(TypeError, match=r"has no GRPO settings. Pass a `PRLConfig`"):
             PRLTrainer(tiny_model_path, token_reward, args, prompt_dataset())  # type: ignore[arg-type]
+
+
+def test_configuration_of_another_trainer_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="`args` is a PRLConfig, the configuration of another trainer"):
+        PAVTrainer(
+            tiny_model_path,
+            token_reward,
+            PRLConfig(str(tmp_path), **CPU),
+            prompt_dataset(),
+            process_reward=lambda prompts, steps, **columns: [[0.5] * len(row) for row in steps],
+        )
+
+
+def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    """The folder does not exist: whatever is reported first was checked before loading."""
+    missing = str(tmp_path / "no-such-model")
+    with pytest.raises(ValueError, match="no splitter has that name"):
+        PRLTrainer(
+            missing, token_reward, PRLConfig(str(tmp_path), step_splitter="paragraphs", **CPU), prompt_dataset()
+        )
+    with pytest.raises(TypeError, match="cannot score steps"):
+        PAVTrainer(missing, token_reward, PAVConfig(str(tmp_path), **CPU), prompt_dataset(), process_reward=3)

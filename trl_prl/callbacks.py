@@ -56,8 +56,9 @@ class ProcessRewardCallback(TrainerCallback):
             Where steps end.
         step_length (`int`, *optional*, defaults to `256`):
             Tokens per step of the `"fixed"` splitter.
-        alpha (`float`, *optional*, defaults to `5.0`):
-            Weight of the process reward.
+        alpha (`float`, *optional*):
+            Weight of the process reward: by default 5.0 at the level of steps, as for [`PAVTrainer`], and 1.0 at the
+            level of completions, where it is that of one more outcome reward.
         **process_args:
             Further fields of [`PAVArguments`], for the level of steps.
 
@@ -84,7 +85,7 @@ class ProcessRewardCallback(TrainerCallback):
         aggregation: str = "mean",
         step_splitter: StepSplitter | str = "newline",
         step_length: int = 256,
-        alpha: float = 5.0,
+        alpha: float | None = None,
         **process_args: Any,
     ) -> None:
         if level not in ("step", "completion"):
@@ -107,6 +108,8 @@ class ProcessRewardCallback(TrainerCallback):
         refuse_second_process_reward(trainer)
         self.trainer = trainer
         self.level = level
+        if alpha is None:
+            alpha = PAVArguments.alpha if level == "step" else 1.0
         self.arguments = PAVArguments(alpha=alpha, step_length=step_length, **process_args)
         self.arguments.check()
         self.step_splitter = get_splitter(step_splitter, step_length=step_length)

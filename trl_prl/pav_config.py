@@ -8,7 +8,7 @@ from typing import Literal
 
 from trl import GRPOConfig
 
-from .prl_config import check_choice
+from .step_tensors import check_option
 
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -87,9 +87,9 @@ class PAVArguments:
         Raises:
             `ValueError`: if a setting is out of its range.
         """
-        check_choice("alpha_schedule", self.alpha_schedule, Schedule)
+        check_option("alpha_schedule", self.alpha_schedule, Schedule)
         if self.process_reward_type is not None:
-            check_choice("process_reward_type", self.process_reward_type, ProcessRewardType)
+            check_option("process_reward_type", self.process_reward_type, ProcessRewardType)
         for name in ("alpha", "alpha_final"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:

@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from .advantages import pav_advantages
 from .pav_config import PAVArguments, PAVConfig
-from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks, citation
+from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks, citation, promote_config
 from .process_scoring import check_process_reward, resolve_process_reward, score_progress
 from .step_tensors import spread_to_tokens
 from .steps import SplitBatch
@@ -168,5 +168,9 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         step_splitter: StepSplitter | str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, reward_funcs, args, *positional, step_splitter=step_splitter, **kwargs)
-        self.set_up_process_reward(process_reward, self.args)
+        # Checked before the model is loaded, which may take minutes.
+        config = promote_config(args, PAVConfig, model, self._name)
+        process_reward = resolve_process_reward(process_reward)
+        check_process_reward(process_reward, config.process_reward_type, config.initial_value, config.best_of_k)
+        super().__init__(model, reward_funcs, config, *positional, step_splitter=step_splitter, **kwargs)
+        self.set_up_process_reward(process_reward, config)

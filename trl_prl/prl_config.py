@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from trl import GRPOConfig
 
 from .advantages import Direction, Estimator, Level
+from .step_tensors import check_option
 
 
 LogpsSource = Literal["current", "rollout"]
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Refuse a configuration value that is none of the values of the literal type `choices`.
-
-    Raises:
-        `ValueError`: if it is not.
-    """
-    if value not in get_args(choices):
-        raise ValueError(
-            f"`{name}` was set to {value!r}, which is none of the values it can take. Set it to one of: "
-            f"{', '.join(repr(choice) for choice in get_args(choices))}."
-        )
 
 
 @dataclass
@@ -92,10 +80,10 @@ class PRLConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("step_level", self.step_level, Level)
-        check_choice("kl_estimator", self.kl_estimator, Estimator)
-        check_choice("kl_direction", self.kl_direction, Direction)
-        check_choice("logps_source", self.logps_source, LogpsSource)
+        check_option("step_level", self.step_level, Level)
+        check_option("kl_estimator", self.kl_estimator, Estimator)
+        check_option("kl_direction", self.kl_direction, Direction)
+        check_option("logps_source", self.logps_source, LogpsSource)
         if not math.isfinite(self.beta) or self.beta < 0:
             raise ValueError(
                 f"`beta` was set to {self.beta}. A negative KL coefficient rewards drifting away from the reference "

@@ -57,7 +57,7 @@ def promote_config(args: GRPOConfig | None, config_class: type[Config], model: A
         `config_class`: A configuration; `args` itself if it already is one.
 
     Raises:
-        `TypeError`: if `args` is not a `GRPOConfig`.
+        `TypeError`: if `args` is not a `GRPOConfig`, or is the configuration of another trainer of this package.
     """
     if args is None:
         name = model if isinstance(model, str) else model.config._name_or_path
@@ -68,6 +68,11 @@ def promote_config(args: GRPOConfig | None, config_class: type[Config], model: A
         raise TypeError(
             f"`args` is a {type(args).__name__}, which has no GRPO settings. Pass a `{config_class.__name__}`; it "
             "takes every field of `GRPOConfig`."
+        )
+    if hasattr(args, "step_splitter"):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, the configuration of another trainer, whose defaults do not fit this "
+            f"one. Pass a `{config_class.__name__}`."
         )
     promoted: Any = copy.copy(args)
     promoted.__class__ = config_class
@@ -112,13 +117,9 @@ class ProcessRewardHooks(_Trainer):
                 Tokens per step of the `"fixed"` splitter.
 
         Raises:
-            `ValueError`: if the loss type is not known to use per-token advantages.
+            `ValueError`: if the loss type is not known to use per-token advantages, or no splitter has that name.
         """
-        if self.loss_type not in PER_TOKEN_LOSS_TYPES:
-            raise ValueError(
-                f"`loss_type={self.loss_type!r}` is not known to use an advantage per token; it could drop the "
-                f"process rewards without a sign. Set `loss_type` to one of: {', '.join(PER_TOKEN_LOSS_TYPES)}."
-            )
+        check_loss_type(self.loss_type)
         self.step_splitter = get_splitter(step_splitter, step_length=step_length)
         self.token_pieces = TokenPieces(self.processing_class)
         self._step_reward_rows = {"train": [], "eval": []}
@@ -300,6 +301,19 @@ def remove_reward_column(trainer: Any, name: str) -> None:
     trainer._logs["rewards"].pop(name, None)
 
 
+def check_loss_type(loss_type: str) -> None:
+    """Refuse a loss type that is not known to use an advantage per token.
+
+    Raises:
+        `ValueError`: if it is not one of [`PER_TOKEN_LOSS_TYPES`].
+    """
+    if loss_type not in PER_TOKEN_LOSS_TYPES:
+        raise ValueError(
+            f"`loss_type={loss_type!r}` is not known to use an advantage per token; it could drop the process rewards "
+            f"without a sign. Set `loss_type` to one of: {', '.join(PER_TOKEN_LOSS_TYPES)}."
+        )
+
+
 def action_mask(batch: dict[str, Any]) -> torch.Tensor:
     """Tokens the policy chose, of shape (B, T): `completion_mask` without tool output, as the loss masks them."""
     mask = batch["completion_mask"]
@@ -334,10 +348,14 @@ class ProcessGRPOTrainer(ProcessRewardHooks, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = promote_config(args, self.config_class, model, suffix=self._name)
-        super().__init__(model, reward_funcs, args, *positional, **kwargs)
-        self.set_up_steps(
-            step_splitter or getattr(args, "step_splitter", None) or "newline", getattr(args, "step_length", 256)
+        step_length = getattr(args, "step_length", 256)
+        # Looked up before the model is loaded, which may take minutes.
+        splitter = get_splitter(
+            step_splitter or getattr(args, "step_splitter", None) or "newline", step_length=step_length
         )
+        check_loss_type(args.loss_type)
+        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        self.set_up_steps(splitter, step_length)
 
 
 def citation(text: str) -> str:
