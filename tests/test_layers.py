@@ -20,10 +20,10 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L0", {"steps", "advantage_baselines"}),
     (
         "L1",
-        {"answers", "sampling", "roomy_cache", "generation_servers", "shards", "stepwise_data", "tasks._tokenizers"},
+        {"answers", "sampling", "roomy_cache", "shards", "timed_reward", "stepwise_data", "tasks._tokenizers"},
     ),
     ("L1", {"stepwise_batches", "stepwise_formats", "verifier_loading"}),
-    ("L1", {"generation", "verifier", "tasks.arithmetic", "tasks.planted"}),
+    ("L1", {"generation", "generation_servers", "verifier", "tasks.arithmetic", "tasks.planted"}),
     ("L1", {"tasks"}),
     ("L2", {"rollouts", "search"}),
     ("L2", {"evaluation", "first_pit"}),
@@ -34,6 +34,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L3", {"callbacks"}),
     ("L4", {"collect_config", "collection_output"}),
     ("L4", {"collection", "report", "plots", "experiments"}),
+    ("L4", {"planted_experiment", "arithmetic_experiment"}),
     ("L4", {"collect", "score", "split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]

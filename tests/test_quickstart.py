@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from trl_prl.arithmetic_experiment import completion_length
 from trl_prl.cli import main
-from trl_prl.experiments import StopAtAccuracy, completion_length, steps_to_accuracy
+from trl_prl.experiments import StopAtAccuracy, steps_to_accuracy
 from trl_prl.plots import moving_average
 from trl_prl.tasks.arithmetic import LONG_NUM_TERMS, reference_solution, sample_problems
 

@@ -82,7 +82,7 @@ def quiet() -> None:
 
 def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list[float]]:
     """Part 1: accuracy per optimizer step with and without progress, from two base policies."""
-    from .experiments import train_planted
+    from .planted_experiment import train_planted
 
     curves = {}
     for base_iterations in (50, 10):  # the paper's base policy, and one for which success is rarer
@@ -100,7 +100,7 @@ def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list
 
 def run_arithmetic(progress: Progress, seed: int, max_steps: int, num_problems: int) -> dict[str, dict[str, Any]]:
     """Part 2: avg@8 and pass@8 before and after training with each method, and accuracy per optimizer step."""
-    from .experiments import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+    from .arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
 
     def evaluate(name: str, model: Any) -> dict[str, float]:
         task = progress.add_task(f"2 arithmetic, evaluate {name}", total=2 * 8 * num_problems, note="samples")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from common import Results, machine_text, spread, table
 
-from trl_prl.experiments import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+from trl_prl.arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
 from trl_prl.plots import draw_bars, draw_curves, new_figure, save
 
 

@@ -22,7 +22,8 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_prl import PAVConfig, PAVTrainer, PRLConfig, PRLTrainer
-from trl_prl.experiments import completion_length, cpu_fields
+from trl_prl.arithmetic_experiment import completion_length
+from trl_prl.experiments import cpu_fields
 from trl_prl.tasks.arithmetic import (
     LONG_NUM_TERMS,
     ArithmeticProcessReward,

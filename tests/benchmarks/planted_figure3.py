@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from common import Results, machine_text, spread, table
 
-from trl_prl.experiments import sample_planted, steps_to_accuracy, train_planted
+from trl_prl.experiments import steps_to_accuracy
 from trl_prl.metrics import pass_at_k
+from trl_prl.planted_experiment import sample_planted, train_planted
 from trl_prl.plots import draw_curves, new_figure, save
 from trl_prl.tasks.planted import build_base_policy
 
