@@ -1,0 +1,266 @@
+"""`trl-prl collect`: its output, its settings, and a job that is killed again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import load_dataset
+
+from trl_prl import cli
+from trl_prl.collect import progress_note
+from trl_prl.collect_config import CollectConfig
+from trl_prl.collection import Progress
+from trl_prl.rollouts import Spending
+from trl_prl.shards import SHARDS, find_units
+from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
+from trl_prl.timed_reward import TimedReward, load_reward
+
+
+# ---- rewards that jobs of these tests name ----
+
+
+def slow_for_nines(completions: list[str], **columns: Any) -> list[float]:
+    """Hangs on some completions as a power tower in an answer hangs an answer check."""
+    for text in completions:
+        if "9" in text:
+            while True:
+                pass
+    return [1.0 for _ in completions]
+
+
+def failing(completions: list[str], **columns: Any) -> list[float]:
+    """A reward with a bug."""
+    raise KeyError("no such column")
+
+
+def write_prompts(folder: Path, n: int) -> Path:
+    """A file of prompts, with every fifth one a duplicate of the one before it."""
+    problems = sample_problems("tuning", n, seed=1)
+    rows = [problems[k - 1 if k % 5 == 4 else k] for k in range(n)]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in rows))
+    return path
+
+
+def options(folder: Path, prompts: Path, **changes: Any) -> list[str]:
+    fields = {
+        "model": arithmetic_policy_path(),
+        "dataset": str(prompts),
+        "output_dir": str(folder),
+        "reward": "trl_prl.tasks.arithmetic:arithmetic_reward",
+        "splitter": "newline",
+        "n_cov": 2,
+        "n_mc": 4,
+        "max_completion_length": 22,
+        "problems_per_unit": 3,
+        "check_timeout": 0,
+        **changes,
+    }
+    words = []
+    for name, value in fields.items():
+        words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+    return ["collect", *words]
+
+
+def columns_of(folder: Path) -> dict[str, list[Any]]:
+    return pq.read_table(folder / "data" / "train.parquet").to_pydict()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished small job."""
+    folder = tmp_path_factory.mktemp("job")
+    prompts = write_prompts(folder, 10)
+    assert cli.main(options(folder / "values", prompts)) == 0
+    return folder
+
+
+def test_output_is_a_stepwise_dataset(job: Path) -> None:
+    rows = load_dataset(str(job / "values"), split="train", cache_dir=str(job / "cache"))
+    assert {"prompt", "completions", "labels", "initial_value", "num_rollouts", "answer", "outcome"} <= set(
+        rows.column_names
+    )
+    assert len(rows) > 12
+    for row in rows:
+        assert len(row["completions"]) == len(row["labels"]) == len(row["num_rollouts"]) == len(row["interval_low"])
+        for value, low, high in zip(row["labels"], row["interval_low"], row["interval_high"], strict=True):
+            assert value is None or low <= value <= high
+        assert "".join(row["completions"]).count("\n") >= len(row["completions"]) - 1
+        assert (row["outcome"] is None) == (row["finish_reason"] == "length")
+    # Duplicate prompts stay separate rows.
+    assert set(rows["row"]) == set(range(10))
+    metadata = json.loads(pq.read_schema(job / "values" / "data" / "train.parquet").metadata[b"trl_prl"])
+    assert metadata["splitter"] == "newline"
+    assert metadata["prover"] == arithmetic_policy_path()
+    card = (job / "values" / "README.md").read_text()
+    assert "sampled tokens" in card
+
+
+def test_finished_job_is_not_computed_again_and_best_of_k_costs_nothing(job: Path) -> None:
+    before = {path: path.read_bytes() for path in (job / "values" / SHARDS).iterdir()}
+    values = columns_of(job / "values")
+    assert cli.main(options(job / "values", job / "prompts.jsonl", best_of_k=3)) == 0
+    best = columns_of(job / "values")
+    assert cli.main(options(job / "values", job / "prompts.jsonl")) == 0
+    assert columns_of(job / "values") == values
+    assert {path: path.read_bytes() for path in (job / "values" / SHARDS).iterdir()} == before
+    assert best["initial_value"] == pytest.approx([1 - (1 - value) ** 3 for value in values["initial_value"]])
+
+
+def test_other_settings_or_prompts_are_refused(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(options(job / "values", job / "prompts.jsonl", seed=5)) == 2
+    assert "seed: 0 there, 5 now" in capsys.readouterr().err
+    assert cli.main(options(job / "values", job / "prompts.jsonl", max_rows=9)) == 2
+    assert "fingerprint" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_same_rows(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in (1, 0):
+        arguments = options(tmp_path, job / "prompts.jsonl", num_processes=2, process_index=index)
+        assert cli.main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert ("once the others are" in printed) == (index == 1)
+    assert {path.name for path in (tmp_path / SHARDS).iterdir()} == {
+        "process-00000-00000.jsonl",
+        "process-00001-00000.jsonl",
+    }
+    assert columns_of(tmp_path) == columns_of(job / "values")
+
+
+def test_yaml_and_options(tmp_path: Path, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = options(tmp_path / "values", job / "prompts.jsonl")[1:]
+    settings: dict[str, Any] = dict(zip([word[2:].replace("-", "_") for word in words[::2]], words[1::2], strict=True))
+    settings.update(n_cov=1, n_mc=2, max_completion_length=22, problems_per_unit=3, check_timeout=0, max_rows=9)
+    path = tmp_path / "collect.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert (
+        cli.main(["collect", "--config", str(path), "--max-rows", "2", "--adaptive", "--strategy", "first_pit"]) == 0
+    )
+    assert set(columns_of(tmp_path / "values")["row"]) == {0, 1}
+    for change, message in (({"n_cow": 3}, "n_cov"), ({"n_mc": "many"}, "wrong type"), ({"n_mc": 0}, "n_mc=0")):
+        path.write_text(yaml.safe_dump({**settings, **change}))
+        assert cli.main(["collect", "--config", str(path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": ""}, "model not given"),
+        ({"generator": "openai"}, "endpoints"),
+        ({"process_index": 2, "num_processes": 2}, "process 2 of 2"),
+        ({"problems_per_unit": 0}, "problems_per_unit=0"),
+    ],
+)
+def test_settings_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CollectConfig(**{"model": "m", "dataset": "d", "output_dir": "o", **fields})
+
+
+def test_share_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert CollectConfig(model="m", dataset="d", output_dir="o").process() == (3, 8)
+
+
+def test_progress_note_by_hand() -> None:
+    spending = Spending(num_rollouts=500, num_unfinished=3, num_failed=1, num_sampled_tokens=2_000_000)
+    note = progress_note(Progress(30, 100, spending), 50.0, 20, 1.5)
+    # 20 problems in 50 s: 70 are left for 175 s, and 90 cost 4.5 times as much as 20.
+    assert note == (
+        "10.0 rollouts/s, 3 unfinished, 1 not checked, 2.00 of 9.00 M tokens (cost 3.00 of 13.50), 0:02:55 left"
+    )
+    assert progress_note(Progress(30, 100, spending), 0.0, 0, None) == "starting"
+
+
+# ---- checks of answers ----
+
+
+def test_a_check_that_hangs_is_killed_and_counted() -> None:
+    reward = TimedReward("tests.test_collect_command:slow_for_nines", timeout=0.5)
+    try:
+        assert reward(completions=["1", "9", "2"]) == [1.0, None, 1.0]
+    finally:
+        reward.close()
+
+
+def test_an_exception_in_a_check_is_raised_not_reward_zero() -> None:
+    reward = TimedReward("tests.test_collect_command:failing", timeout=30)
+    try:
+        with pytest.raises(KeyError, match="no such column"):
+            reward(completions=["1"])
+    finally:
+        reward.close()
+
+
+@pytest.mark.slow
+def test_power_tower_does_not_hang_the_answer_check() -> None:
+    pytest.importorskip("math_verify")
+    reward = TimedReward("accuracy", timeout=20)
+    try:
+        answers = [r"\boxed{9^{9^{9^9}}}", r"\boxed{12}", r"\boxed{128}"]
+        assert reward(completions=answers, answer=["12"] * 3)[1:] == [1.0, 0.0]
+    finally:
+        reward.close()
+
+
+def test_answer_is_not_a_substring() -> None:
+    """`12` is not in `128`."""
+    reward = load_reward("trl_prl.tasks.arithmetic:arithmetic_reward")
+    assert reward(prompts=[], completions=["#128", "#12", "12"], completion_ids=[], answer=["12"] * 3) == [0, 1, 0]
+    with pytest.raises(ValueError, match="cannot be imported"):
+        load_reward("trl_prl.no_such_module:reward")
+
+
+# ---- kill -9 ----
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path) -> None:
+    """No row lost, none doubled, the same bytes: the real process, killed at random moments, with one or two of it."""
+    prompts = write_prompts(tmp_path, 60)
+    changes = {"problems_per_unit": 1, "n_mc": 24, "n_cov": 4}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def start(folder: Path, **more: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "trl_prl.cli", *options(folder, prompts, **{**changes, **more})]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    begun = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    seconds = time.monotonic() - begun
+
+    generator, killed = random.Random(0), tmp_path / "killed"
+    num_killed, units_left = 0, []
+    while num_killed < 20:
+        share = {"num_processes": 2, "process_index": num_killed % 2} if num_killed % 3 else {}
+        process = start(killed, **share)
+        # From before the manifest is written to somewhere among the units.
+        time.sleep(generator.uniform(0.0, 1.0) * (seconds if num_killed % 2 else 0.6 * seconds))
+        if process.poll() is None:
+            process.kill()
+            num_killed += 1
+        else:
+            # It was through before it could be killed: take a shard away, and so some of its work.
+            shards = sorted((killed / SHARDS).iterdir())
+            shards[generator.randrange(len(shards))].unlink()
+        process.communicate()
+        units_left.append(len(find_units(killed)) if killed.exists() else 0)
+    last = start(killed)
+    last.communicate()
+    assert last.returncode == 0
+    assert max(units_left) > 0
+    assert len(find_units(killed)) == 60
+    for name in ("data/train.parquet", "README.md"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
