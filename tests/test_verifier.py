@@ -12,11 +12,13 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
+from trl import GRPOConfig, GRPOTrainer
 
-from tests.tiny_models import build_model, build_tokenizer, make_grpo_args
+from tests.tiny_models import build_model, build_tokenizer, make_grpo_args, token_reward
 from tests.tokenizers_for_tests import sentencepiece_bpe_tokenizer
 from tests.verifier_models import build_verifier, build_verifier_model
 from trl_prl.advantages import best_of_k_values
+from trl_prl.callbacks import ProcessRewardCallback
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.process_scoring import score_progress
@@ -302,7 +304,34 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
         ProcessAdvantageVerifier.from_pretrained(tmp_path)
 
 
+def test_a_model_that_reads_ahead_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForTokenClassification
+
+    tokenizer = build_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_labels=1, initializer_range=0.2,
+    )  # fmt: skip
+    BertForTokenClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="attends in both directions"):
+        ProcessAdvantageVerifier.from_pretrained(tmp_path)
+
+
 # ---- in training ----
+
+
+def test_callback_loads_it_for_a_stock_trainer(tiny_model_path: str, tmp_path: Path) -> None:
+    build_verifier(build_tokenizer()).save_pretrained(tmp_path / "verifier")
+    trainer = GRPOTrainer(
+        tiny_model_path,
+        token_reward,
+        make_grpo_args(GRPOConfig, tmp_path / "out"),
+        Dataset.from_dict({"prompt": ["Add 1 + 2.\n", "Add 30.\n"]}),
+    )
+    trainer.add_callback(ProcessRewardCallback(trainer, process_reward=str(tmp_path / "verifier"), alpha=2.0))
+    trainer.train()
+    assert any(entry.get("process/reward/std", 0) > 0 for entry in trainer.state.log_history)
 
 
 def test_verifier_of_one_policy_serves_another_with_another_tokenizer(tmp_path: Path) -> None:

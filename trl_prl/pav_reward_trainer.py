@@ -17,6 +17,7 @@ from .pav_reward_config import PAVRewardConfig
 from .stepwise_batches import StepwiseCollator, gather_positions
 from .stepwise_dataset import balanced_class_weights, prepare_stepwise_dataset
 from .verifier import ProcessAdvantageVerifier
+from .verifier_loading import check_causal
 from .verifier_metrics import POSITIVE, metrics_of_records
 
 
@@ -56,7 +57,8 @@ class PAVRewardTrainer(RewardTrainer):
             Every other argument of [`~trl.RewardTrainer`].
 
     Raises:
-        `ValueError`: If a row has no prompt, not one label per step, or a label out of range, or no label is left.
+        `ValueError`: If a row has no prompt, not one label per step, or a label out of range, no label is left, or the
+        model is not causal.
 
     Example:
 
@@ -100,6 +102,7 @@ class PAVRewardTrainer(RewardTrainer):
         init_kwargs: Any = args.model_init_kwargs or {}
         if isinstance(model, str):
             model = _load_model(model, args, quantization_config)
+        check_causal(model)
         if processing_class is None:
             name = model.config._name_or_path
             processing_class = AutoTokenizer.from_pretrained(

@@ -30,7 +30,7 @@ def load_verifier_model(
         [`~transformers.PreTrainedModel`]: The model. Pickled weights are not read, only safetensors.
 
     Raises:
-        `ValueError`: If the checkpoint has no trained value head.
+        `ValueError`: If the checkpoint has no trained value head, or the model is not causal.
     """
     config = AutoConfig.from_pretrained(path, revision=revision)
     model_kwargs = {"config": config, "dtype": dtype, "use_safetensors": True, **model_kwargs}
@@ -44,7 +44,41 @@ def load_verifier_model(
             f"The checkpoint '{path}' lacks the weights {missing}, so its values would be random. It is not a trained "
             "token-classification model. Train one with `PAVRewardTrainer`, then load what it saved."
         )
+    check_causal(model)
     return model
+
+
+@torch.no_grad()
+def check_causal(model: Any) -> None:
+    """Refuse a model that reads the text to come: its value of a step would depend on later steps.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Token-classification model. One whose weights are not there yet (partitioned, or without data) is not
+            checked.
+
+    Raises:
+        `ValueError`: If the logit of a token changes with the tokens behind it.
+    """
+    if any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return
+    device = model.get_input_embeddings().weight.device
+    size = model.get_input_embeddings().weight.shape[0]
+    # As many tokens as it takes for the last one to differ; low ids are special in many vocabularies.
+    ids = torch.full((2, 8), size // 2, device=device)
+    ids[1, 4:] = size // 3
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :4].float()
+    finally:
+        model.train(was_training)
+    if not torch.allclose(logits[0], logits[1], rtol=1e-2, atol=1e-3):
+        raise ValueError(
+            f"The model is a {type(model).__name__}, which attends in both directions: the value of a step would "
+            "depend on the steps after it, which do not exist yet when a policy writes it. Use a causal model, such "
+            "as the policy's own base model."
+        )
 
 
 def _is_adapter(path: str | Path, revision: str | None) -> bool:
