@@ -190,7 +190,11 @@ class PAVRewardTrainer(RewardTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Run the loop, and add the metrics of [`~verifier_metrics.verifier_metrics`] to the loss."""
+        """Run the loop, and add the metrics of [`~verifier_metrics.verifier_metrics`].
+
+        The loss is the mean over all labels too. The loop's own one is a mean over batches, which depends on their
+        size and counts rows twice that fill up the last one.
+        """
         self._stepwise_records.clear()
         output: Any = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix

@@ -224,13 +224,17 @@ def metrics_of_records(
             Values below it predict an error.
 
     Returns:
-        `dict[str, float]`: The metrics of [`~verifier_metrics.verifier_metrics`], and `brier_prompt`.
+        `dict[str, float]`: The metrics of [`~verifier_metrics.verifier_metrics`], `loss` (the cross-entropy of steps
+        and prompts together) and `brier_prompt`.
     """
     size = max((len(values) for values, _ in records), default=1)
     padded = np.full((2, len(records), size), np.nan)
     for i, (values, labels) in enumerate(records):
         padded[0, i, : len(values)], padded[1, i, : len(labels)] = values, labels
     metrics = verifier_metrics(padded[0, :, 1:], padded[1, :, 1:], threshold)
+    everything = _pairs(padded[0], padded[1])
+    if len(everything[0]):
+        metrics["loss"] = _cross_entropy(*everything)
     prompt_errors = (padded[0, :, 0] - padded[1, :, 0]) ** 2
     if not np.isnan(prompt_errors).all():
         metrics["brier_prompt"] = float(np.nanmean(prompt_errors))
