@@ -315,6 +315,10 @@ def test_qlora(tmp_path: Path) -> None:
     quantized = [name for name, m in trainer.model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert quantized
     assert not any("score" in name for name in quantized)
+    # Gradients pass through the 4-bit layers down to the first adapter.
+    first = [p for name, p in trainer.model.named_parameters() if "layers.0." in name and "lora_B" in name]
+    assert first
+    assert all(parameter.abs().max() > 0 for parameter in first)
     assert all(math.isfinite(entry["loss"]) for entry in train_logs(trainer))
     trainer.save_model(str(tmp_path / "final"))
     values = ProcessAdvantageVerifier.from_pretrained(tmp_path / "final")(["1+2="], [["3\n", "#3"]])[0]
