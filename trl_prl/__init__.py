@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
     from .answers import math_accuracy_reward
     from .callbacks import ProcessRewardCallback
+    from .generation import TransformersGenerator
+    from .generation_servers import OpenAIGenerator, VLLMGenerator, VLLMServerGenerator
     from .markdown_splitter import MarkdownSplitter
     from .pav_config import PAVConfig
     from .pav_reward_config import PAVRewardConfig
@@ -27,15 +29,19 @@ if TYPE_CHECKING:
     from .step_reward_func import StepRewardFunc
     from .steps import get_splitter, split_completions, split_text, step_ids_from_ends
     from .token_pieces import TokenPieces
-    from .types import ProcessReward, StepSplitter
+    from .types import Completion, Generator, OutcomeReward, ProcessReward, Prompt, SamplingParams, StepSplitter
     from .verifier import ProcessAdvantageVerifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Completion",
     "DelimiterSplitter",
     "FixedLengthSplitter",
+    "Generator",
     "MarkdownSplitter",
+    "OpenAIGenerator",
+    "OutcomeReward",
     "PAVConfig",
     "PAVRewardConfig",
     "PAVRewardTrainer",
@@ -46,11 +52,16 @@ __all__ = [
     "ProcessGRPOTrainer",
     "ProcessReward",
     "ProcessRewardCallback",
+    "Prompt",
     "RegexSplitter",
+    "SamplingParams",
     "SentenceSplitter",
     "StepRewardFunc",
     "StepSplitter",
     "TokenPieces",
+    "TransformersGenerator",
+    "VLLMGenerator",
+    "VLLMServerGenerator",
     "best_of_k_values",
     "get_splitter",
     "math_accuracy_reward",
@@ -66,6 +77,8 @@ _MODULES = {
     "advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
     "answers": ("math_accuracy_reward",),
     "callbacks": ("ProcessRewardCallback",),
+    "generation": ("TransformersGenerator",),
+    "generation_servers": ("OpenAIGenerator", "VLLMGenerator", "VLLMServerGenerator"),
     "markdown_splitter": ("MarkdownSplitter",),
     "pav_config": ("PAVConfig",),
     "pav_reward_config": ("PAVRewardConfig",),
@@ -78,7 +91,7 @@ _MODULES = {
     "step_reward_func": ("StepRewardFunc",),
     "steps": ("get_splitter", "split_completions", "split_text", "step_ids_from_ends"),
     "token_pieces": ("TokenPieces",),
-    "types": ("ProcessReward", "StepSplitter"),
+    "types": ("Completion", "Generator", "OutcomeReward", "ProcessReward", "Prompt", "SamplingParams", "StepSplitter"),
     "verifier": ("ProcessAdvantageVerifier",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
