@@ -84,14 +84,15 @@ def test_no_rollouts_say_nothing() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rule_spends_more_where_the_value_is_uncertain(kind: str) -> None:
-    rule = SequentialRule(max_half_width=0.15, min_rollouts=4, max_rollouts=256, kind=kind)  # type: ignore[arg-type]
+    # At 0.5: sqrt(0.25) / n <= 0.02 for n = 25.
+    rule = SequentialRule(tolerance=0.02, min_rollouts=4, max_rollouts=256, kind=kind)  # type: ignore[arg-type]
     assert not rule.settled(0, 1)
     assert not rule.settled(0, 4)
 
     def needed(rate: float) -> int:
         return next(n for n in range(1, 257) if rule.settled(round(rate * n), n))
 
-    assert needed(0.0) == needed(1.0) < needed(0.2) < needed(0.5) < 256
+    assert needed(0.0) == needed(1.0) < needed(0.1) <= needed(0.5) == 25
 
 
 @given(st.integers(1, 20), st.integers(0, 300))
@@ -105,7 +106,7 @@ def test_rounds_add_up(first: int, more: int) -> None:
 @pytest.mark.parametrize("p", [0.03, 0.3, 0.5])
 def test_interval_at_the_stop_still_covers(p: float) -> None:
     """Looking again and again breaks an ordinary interval; the share of each look keeps the promise."""
-    rule = SequentialRule(max_half_width=0.2, max_rollouts=200, confidence=0.9, kind="beta")
+    rule = SequentialRule(tolerance=0.01, max_rollouts=200, confidence=0.9, kind="beta")
     generator, misses, repeats = random.Random(0), 0, 400
     look = 1 - (1 - rule.confidence) / len(rule.rounds)
     for _ in range(repeats):
@@ -122,7 +123,7 @@ def test_interval_at_the_stop_still_covers(p: float) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"max_half_width": 0.5}, "max_half_width"), ({"min_rollouts": 0}, "min_rollouts"), ({"kind": "wald"}, "Wald")],
+    [({"tolerance": 0.5}, "tolerance"), ({"min_rollouts": 0}, "min_rollouts"), ({"kind": "wald"}, "Wald")],
 )
 def test_rule_refuses(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

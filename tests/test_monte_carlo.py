@@ -49,7 +49,7 @@ def prover() -> ArithmeticProver:
     return ArithmeticProver(0.15)
 
 
-@pytest.mark.parametrize("n_mc", [16, SequentialRule(max_half_width=0.2)])
+@pytest.mark.parametrize("n_mc", [16, SequentialRule()])
 @pytest.mark.parametrize("strategy", ["iid", "first_pit"])
 def test_values_are_those_of_the_prover(prover: ArithmeticProver, strategy: Any, n_mc: Any) -> None:
     problems = arithmetic_problems(prover.tokenizer, 30)

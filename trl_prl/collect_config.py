@@ -39,8 +39,8 @@ class CollectConfig:
     n_cov: int = _option(4, "seed rollouts per prompt")
     n_mc: int = _option(20, "rollouts per prefix; with --adaptive, the most")
     adaptive: bool = _option(False, "end the rollouts of a prefix once its value is settled")
-    max_half_width: float = _option(0.2, "half-width of the interval at which a value is settled")
-    rule_confidence: float = _option(0.8, "joint coverage of all looks of the adaptive rule")
+    tolerance: float = _option(0.02, "with --adaptive: standard deviation per rollout at which a value is settled")
+    rule_confidence: float = _option(0.5, "joint coverage of all looks of the adaptive rule")
     n_probe: int = _option(4, "rollouts per probe of the first pit, and of the first round of --adaptive")
     unfinished: Literal["exclude", "wrong"] = _option(
         "exclude", "'exclude' or 'wrong': what rollouts at the length limit are"
@@ -110,7 +110,7 @@ class CollectConfig:
         n_mc: int | SequentialRule = self.n_mc
         if self.adaptive:
             n_mc = SequentialRule(
-                self.max_half_width, min(self.n_probe, self.n_mc), self.n_mc, self.rule_confidence, "wilson"
+                self.tolerance, min(self.n_probe, self.n_mc), self.n_mc, self.rule_confidence, "wilson"
             )
         return MonteCarloParams(
             n_cov=self.n_cov, n_mc=n_mc, strategy=self.strategy, n_probe=self.n_probe, unfinished=self.unfinished

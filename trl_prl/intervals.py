@@ -112,23 +112,25 @@ def value_interval(
 class SequentialRule:
     """When a label is settled: a stopping rule for rollouts that are drawn in rounds.
 
-    After each round the interval of the label is looked at, and its rollouts end once the half-width is at most
-    `max_half_width`, or `max_rollouts` are spent. The probability of an error is split evenly over all possible looks
-    (Bonferroni), so that with Beta intervals *every* interval looked at covers the value with probability `confidence`
-    at the least, whenever the rule stops; Wilson intervals are narrower and reach it on average over the values.
+    One more rollout lowers the mean square error `Q (1 - Q) / n` of a label by about `Q (1 - Q) / n²`. After each
+    round the rollouts of a label end once that is at most `tolerance²` for *every* value in its interval, or
+    `max_rollouts` are spent. A rollout thus goes where it lowers the error of all labels together the most; a label at
+    0.5 gets `0.5 / tolerance` of them, and one without a success in its first rounds fewer. (Stopping at equal widths
+    of the intervals would spend as many as a fixed number with the same error.)
 
-    Rollouts go where they matter: a label at 0.5 needs about `1 / (4 · half-width²)` times z² of them, one at 0 or 1
-    only about `z² / (2 · half-width)`.
+    The probability of an error of the interval is split evenly over all possible looks (Bonferroni), so that with Beta
+    intervals *every* interval looked at covers the value with probability `confidence` at the least, whenever the rule
+    stops; Wilson intervals are narrower and reach it on average over the values.
 
     Args:
-        max_half_width (`float`, *optional*, defaults to `0.2`):
-            Half-width at which a label is settled, in (0, 0.5).
+        tolerance (`float`, *optional*, defaults to `0.02`):
+            Standard deviation of an outcome per rollout at which a label is settled, in (0, 0.5).
         min_rollouts (`int`, *optional*, defaults to `4`):
             Rollouts of the first round.
         max_rollouts (`int`, *optional*, defaults to `64`):
             Most rollouts of a label.
-        confidence (`float`, *optional*, defaults to `0.8`):
-            Joint coverage of all looks, in (0, 1).
+        confidence (`float`, *optional*, defaults to `0.5`):
+            Joint coverage of all looks, in (0, 1). Higher is more careful about labels without any success so far.
         kind (`str`, *optional*, defaults to `"wilson"`):
             `"wilson"` or `"beta"`.
 
@@ -136,17 +138,17 @@ class SequentialRule:
         `ValueError`: When a number is outside its range.
     """
 
-    max_half_width: float = 0.2
+    tolerance: float = 0.02
     min_rollouts: int = 4
     max_rollouts: int = 64
-    confidence: float = 0.8
+    confidence: float = 0.5
     kind: IntervalKind = "wilson"
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_half_width < 0.5:
+        if not 0 < self.tolerance < 0.5:
             raise ValueError(
-                f"Got max_half_width={self.max_half_width}. An interval within [0, 1] is never wider than 0.5 on each "
-                "side, so the rule would stop at once or never. Use a number in (0, 0.5)."
+                f"Got tolerance={self.tolerance}. An outcome has a standard deviation of at most 0.5, so the rule "
+                "would stop at once or never. Use a number in (0, 0.5)."
             )
         if not 1 <= self.min_rollouts <= self.max_rollouts:
             raise ValueError(
@@ -157,10 +159,10 @@ class SequentialRule:
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """Rollouts of each round: half as many again as there are already, up to `max_rollouts` in total."""
+        """Rollouts of each round: a quarter as many again as there are already, up to `max_rollouts` in total."""
         sizes, total = [self.min_rollouts], self.min_rollouts
         while total < self.max_rollouts:
-            sizes.append(min(max(1, total // 2), self.max_rollouts - total))
+            sizes.append(min(max(1, total // 4), self.max_rollouts - total))
             total += sizes[-1]
         return tuple(sizes)
 
@@ -174,11 +176,15 @@ class SequentialRule:
                 Rollouts so far; those without an outcome do not count.
 
         Returns:
-            `bool`: Whether the interval, at this look's share of the error, is narrow enough.
+            `bool`: Whether one more would change little, for every value in the interval at this look's share of the
+            error.
         """
+        if num_rollouts == 0:
+            return False
         look_confidence = 1 - (1 - self.confidence) / len(self.rounds)
         low, high = value_interval(num_correct, num_rollouts, look_confidence, self.kind)
-        return (high - low) / 2 <= self.max_half_width
+        worst = min(max(low, 0.5), high)
+        return math.sqrt(worst * (1 - worst)) <= self.tolerance * num_rollouts
 
 
 def _check(num_correct: int, num_rollouts: int, confidence: float) -> None:
