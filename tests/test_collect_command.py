@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
+from transformers import AutoTokenizer
 
 from trl_prl import cli
-from trl_prl.collect import progress_note
+from trl_prl.collect import load_prompts, make_generators, progress_note
 from trl_prl.collect_config import CollectConfig
-from trl_prl.collection import Progress
+from trl_prl.collection import Progress, collect, prompt_token_ids
 from trl_prl.rollouts import Spending
 from trl_prl.shards import SHARDS, find_units
 from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
@@ -173,12 +174,43 @@ def test_share_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CollectConfig(model="m", dataset="d", output_dir="o").process() == (3, 8)
 
 
+def test_messages_go_through_the_chat_template(tiny_model_path: str, tmp_path: Path) -> None:
+    """Prompts of messages, completions of one message for the reward, a seed model of its own."""
+    path = tmp_path / "chat.jsonl"
+    rows = [{"prompt": [{"role": "user", "content": f"Add {k}."}], "answer": str(k)} for k in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen: list[Any] = []
+
+    def reward(prompts: list[Any], completions: list[Any], answer: list[str], **columns: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, answer, strict=True))
+        return [float("a" in completion[0]["content"]) for completion in completions]
+
+    config = CollectConfig(
+        model=tiny_model_path, dataset=str(path), output_dir=str(tmp_path / "values"), max_completion_length=24,
+        splitter="newline", n_cov=3, n_mc=3, seed_model=tiny_model_path,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    ids = prompt_token_ids(tokenizer, rows[0]["prompt"])
+    assert tokenizer.decode(ids) == "<|start|>user\nAdd 0.<|end|><|start|>assistant\n"
+    collect(config, load_prompts(config), tokenizer, lambda: make_generators(config, tokenizer), reward)
+    assert all(completion[0]["role"] == "assistant" for _, completion, _ in seen)
+    assert all(prompt[0]["content"] == f"Add {answer}." for prompt, _, answer in seen)
+    values = columns_of(tmp_path / "values")
+    assert values["prompt"][0] == rows[0]["prompt"]
+    # Unfinished seeds have no outcome.
+    assert {
+        outcome
+        for outcome, reason in zip(values["outcome"], values["finish_reason"], strict=True)
+        if reason == "length"
+    } <= {None}
+
+
 def test_progress_note_by_hand() -> None:
     spending = Spending(num_rollouts=500, num_unfinished=3, num_failed=1, num_sampled_tokens=2_000_000)
     note = progress_note(Progress(30, 100, spending), 50.0, 20, 1.5)
     # 20 problems in 50 s: 70 are left for 175 s, and 90 cost 4.5 times as much as 20.
     assert note == (
-        "10.0 rollouts/s, 3 unfinished, 1 not checked, 2.00 of 9.00 M tokens (cost 3.00 of 13.50), 0:02:55 left"
+        "0:02:55 left, 10.0 rollouts/s, 2.00 of 9.00 M tokens (cost 3.00 of 13.50), 3 unfinished, 1 not checked"
     )
     assert progress_note(Progress(30, 100, spending), 0.0, 0, None) == "starting"
 

@@ -190,18 +190,13 @@ class _Bar:
     """Progress on the terminal: problems, rollouts per second, tokens, cost and time left."""
 
     def __init__(self, config: CollectConfig) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
         self.price = config.price_per_million_tokens
         self.first: tuple[float, int] | None = None
-        self.bar = RichProgress(
-            TextColumn("problems"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+        # What may be cut off in a narrow terminal comes last.
+        self.bar = RichProgress(BarColumn(12), MofNCompleteColumn(), TextColumn("problems, {task.fields[note]}"))
         self.task = self.bar.add_task("problems", total=None, note="")
 
     def __enter__(self) -> _Bar:
@@ -235,7 +230,7 @@ def progress_note(progress: Progress, seconds: float, num_done: int, price: floa
             Price of a million sampled tokens.
 
     Returns:
-        `str`: Speed, what was met, tokens so far and expected in all for this run, and time left.
+        `str`: Time left, speed, tokens so far and expected in all for this run, and what had no outcome.
     """
     if num_done == 0 or seconds <= 0:
         return "starting"
@@ -246,7 +241,7 @@ def progress_note(progress: Progress, seconds: float, num_done: int, price: floa
     minutes, rest = divmod(round(seconds * left / num_done), 60)
     hours, minutes = divmod(minutes, 60)
     return (
-        f"{spent.num_rollouts / seconds:.1f} rollouts/s, {spent.num_unfinished} unfinished, {spent.num_failed} not "
-        f"checked, {tokens / 1e6:.2f} of {all_tokens / 1e6:.2f} M tokens{cost}, "
-        f"{hours:d}:{minutes:02d}:{rest:02d} left"
+        f"{hours:d}:{minutes:02d}:{rest:02d} left, {spent.num_rollouts / seconds:.1f} rollouts/s, "
+        f"{tokens / 1e6:.2f} of {all_tokens / 1e6:.2f} M tokens{cost}, {spent.num_unfinished} unfinished, "
+        f"{spent.num_failed} not checked"
     )

@@ -117,7 +117,7 @@ def estimate_step_values(
             Where to add up what is drawn.
 
     Returns:
-        `list[dict]`: One row per distinct seed, as [docs/collection.md](docs/collection.md) describes it.
+        `list[dict]`: One row per distinct seed, as `docs/collection.md` describes it.
     """
     roller = Roller(problems, prover, reward, token_pieces, sampling, threshold, spending)
     seeder = Roller(problems, seed_generator or prover, reward, token_pieces, sampling, threshold, roller.spending)
