@@ -72,7 +72,7 @@ def test_problems_are_reproducible():
     assert problems == sample_problems("test", 50, seed=3, num_terms=LONG_NUM_TERMS)
     assert problems != sample_problems("test", 50, seed=4, num_terms=LONG_NUM_TERMS)
     assert {len(p.terms) for p in problems} == {LONG_NUM_TERMS}
-    assert all(1 <= abs(term) <= 29 for p in problems for term in p.terms)
+    assert all(1 <= abs(term) <= 9 for p in problems for term in p.terms)
     assert all(p.terms[0] > 0 for p in problems)
 
 

@@ -144,11 +144,11 @@ def main() -> None:
     parser.add_argument("--output_dir", default="arithmetic_policy")
     parser.add_argument("--evaluate", metavar="FOLDER", help="evaluate this policy instead of training one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_batches", type=int, nargs="+", default=[2500, 1100, 1300], help="one entry per cycle")
+    parser.add_argument("--num_batches", type=int, nargs="+", default=[1200], help="one entry per cycle")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument(
-        "--error_rate", type=float, default=0.04, help="share of wrong lines in the imitated solutions"
+        "--error_rate", type=float, default=0.15, help="share of wrong lines in the imitated solutions"
     )
     parser.add_argument("--split", default="test", choices=["train", "tuning", "test"])
     parser.add_argument("--num_terms", type=int, nargs="+", default=[MAIN_NUM_TERMS, LONG_NUM_TERMS])

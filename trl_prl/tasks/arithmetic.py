@@ -45,7 +45,7 @@ LONG_NUM_TERMS = 8
 ERROR_OFFSETS = (-10, -1, 1, 10)
 """Slips of one unit in the ones or the tens place, by which a wrong line of the prover is off."""
 
-_LARGEST_TERM = 29
+_LARGEST_TERM = 9
 _PROBLEM = re.compile(r"([0-9]{1,6})((?:[+-][0-9]{1,6})+)=")
 _RESULT = re.compile(r"-?[0-9]{1,6}")
 _EOS, _PAD = "<eos>", "<pad>"
@@ -101,7 +101,7 @@ def parse_problem(prompt: str) -> ArithmeticProblem:
 
 
 def sample_problems(split: Split, n: int, seed: int, num_terms: int = MAIN_NUM_TERMS) -> list[ArithmeticProblem]:
-    """Draw problems with terms from 1 to 29 and random signs.
+    """Draw problems with terms from 1 to 9 and random signs.
 
     A checksum of a problem's text assigns it to one split, whatever the seed: splits never share a problem. 5 % of all
     problems are in each of `"tuning"` and `"test"`. Draws are independent, so a problem may come up twice.
