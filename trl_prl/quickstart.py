@@ -17,7 +17,7 @@ from rich.table import Table
 
 
 # Chosen by `tests/benchmarks/arithmetic.py` on the tuning split, each method by itself.
-HYPERPARAMETERS = {"GRPO": (3e-4, 0.0), "PRL": (3e-4, 0.005), "PAV": (3e-4, 5.0)}
+HYPERPARAMETERS = {"GRPO": (5e-5, 0.0), "PRL": (5e-5, 0.005), "PAV": (1e-4, 5.0)}
 COLUMNS = ("main/avg@8", "main/pass@8", "long/avg@8", "long/pass@8")
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("quickstart-out"), help="folder of plots and results")
     parser.add_argument("--seed", type=int, default=0, help="seed of both parts")
     parser.add_argument("--planted-steps", type=int, default=100, help="optimizer steps of each run of part 1")
-    parser.add_argument("--arithmetic-steps", type=int, default=60, help="optimizer steps of each run of part 2")
+    parser.add_argument("--arithmetic-steps", type=int, default=120, help="optimizer steps of each run of part 2")
     parser.add_argument("--problems", type=int, default=128, help="held-out problems per length in part 2")
 
 
