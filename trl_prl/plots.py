@@ -79,7 +79,7 @@ def draw_curves(
 
 
 def draw_bars(axis: Any, groups: Sequence[str], bars: Mapping[str, Sequence[float]], unit: str = "%") -> None:
-    """Draw bars in groups, each with its number.
+    """Draw bars in groups, each with its number; the first of a group, what the others are compared with, in grey.
 
     Args:
         axis (`matplotlib.axes.Axes`):
@@ -93,7 +93,8 @@ def draw_bars(axis: Any, groups: Sequence[str], bars: Mapping[str, Sequence[floa
     """
     width = 0.8 / len(bars)
     hatches = ("", "//", "..", "xx", "--", "++")
-    for index, ((name, heights), style) in enumerate(zip(bars.items(), STYLES, strict=False)):
+    for index, (name, heights) in enumerate(bars.items()):
+        style = STYLES[(index - 1) % len(STYLES)]  # so that the others have the colours of their curves
         positions = np.arange(len(groups)) + (index - (len(bars) - 1) / 2) * width
         container = axis.bar(
             positions, heights, width * 0.92, label=name, color=style["color"], hatch=hatches[index % 6], alpha=0.85

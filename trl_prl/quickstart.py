@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("quickstart-out"), help="folder of plots and results")
     parser.add_argument("--seed", type=int, default=0, help="seed of both parts")
     parser.add_argument("--planted-steps", type=int, default=100, help="optimizer steps of each run of part 1")
-    parser.add_argument("--arithmetic-steps", type=int, default=120, help="optimizer steps of each run of part 2")
+    parser.add_argument("--arithmetic-steps", type=int, default=240, help="optimizer steps of each run of part 2")
     parser.add_argument("--problems", type=int, default=128, help="held-out problems per length in part 2")
 
 
@@ -46,11 +46,9 @@ def run(args: argparse.Namespace) -> int:
     )
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
@@ -72,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def quiet() -> None:
     """Keep library chatter out of the progress display."""
     warnings.filterwarnings("ignore")
-    for name in ("transformers", "trl", "accelerate", "torch", "trl_prl"):
+    for name in ("transformers", "trl", "accelerate", "torch", "trl_prl", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
@@ -87,11 +85,11 @@ def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list
     curves = {}
     for base_iterations in (50, 10):  # the paper's base policy, and one for which success is rarer
         for reward, alpha in (("effective reward", 1.0), ("outcome only", 0.0)):
-            name = f"{reward}, base policy of {base_iterations} iterations"
-            task = progress.add_task(f"1 planted, {name}", total=max_steps, note="")
+            name = f"{reward}, base of {base_iterations}"
+            task = progress.add_task(f"1 planted: {name}", total=max_steps, note="")
 
             def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
-                progress.update(task, completed=step, note=f"accuracy {100 * metrics['reward']:.0f} %")
+                progress.update(task, completed=step, note=f"{100 * metrics['reward']:.0f} % right")
 
             run = train_planted(seed, alpha, max_steps=max_steps, base_iterations=base_iterations, on_step=on_step)
             curves[name] = run.accuracies
@@ -103,17 +101,17 @@ def run_arithmetic(progress: Progress, seed: int, max_steps: int, num_problems: 
     from .arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
 
     def evaluate(name: str, model: Any) -> dict[str, float]:
-        task = progress.add_task(f"2 arithmetic, evaluate {name}", total=2 * 8 * num_problems, note="samples")
+        task = progress.add_task(f"2 arithmetic: test {name}", total=2 * 8 * num_problems, note="samples")
         return evaluate_arithmetic(model, "test", num_problems, seed, lambda n: progress.advance(task, n))
 
     results: dict[str, dict[str, Any]] = {
-        "before": {"scores": evaluate("the base policy", load_arithmetic_policy()), "curve": []}
+        "before": {"scores": evaluate("base policy", load_arithmetic_policy()), "curve": []}
     }
     for name, (learning_rate, coefficient) in HYPERPARAMETERS.items():
-        task = progress.add_task(f"2 arithmetic, train {name}", total=max_steps, note="")
+        task = progress.add_task(f"2 arithmetic: train {name}", total=max_steps, note="")
 
         def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
-            progress.update(task, completed=step, note=f"accuracy {100 * metrics['reward']:.0f} %")
+            progress.update(task, completed=step, note=f"{100 * metrics['reward']:.0f} % right")
 
         model, logs = train_arithmetic(Method(name, learning_rate, coefficient), seed, max_steps, on_step=on_step)
         results[name] = {"scores": evaluate(name, model), "curve": [entry["reward"] for entry in logs]}
@@ -157,7 +155,7 @@ def draw(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping[st
 
     figure, (left, right) = new_figure(2, width=6)
     curves = {name: [[100 * v for v in result["curve"]]] for name, result in arithmetic.items() if result["curve"]}
-    draw_curves(left, curves, window=10)
+    draw_curves(left, curves, window=20)
     left.set(
         title="Arithmetic: training, half of the problems long",
         xlabel="optimizer step",

@@ -87,7 +87,7 @@ def setting(method: Method | None) -> str:
 def draw(data: dict[str, Any], path: Path) -> None:
     figure, (left, right) = new_figure(2, width=6)
     curves = {name: [[100 * v for v in run["curve"]] for run in runs] for name, runs in data["runs"].items()}
-    draw_curves(left, curves, window=10)
+    draw_curves(left, curves, window=20)
     left.set(title="training, half of the problems long", xlabel="optimizer step", ylabel="accuracy of rollouts, %")
     means = {
         name: [sum(entry[column] for entry in entries) / len(entries) for column in COLUMNS]
