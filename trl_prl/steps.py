@@ -184,19 +184,22 @@ def split_completions(
     ids = completion_ids.detach().cpu().numpy()
     mask = action_mask.detach().cpu().numpy().astype(bool)
     step_ids = np.full(ids.shape, -1, dtype=np.int64)
+    padded = np.pad(mask, ((0, 0), (1, 1)))
     step_bytes = [
-        _split_row(splitter, token_pieces, row_ids, row_mask, row_steps)
-        for row_ids, row_mask, row_steps in zip(ids, mask, step_ids, strict=True)
+        _split_row(splitter, token_pieces, row_ids, np.flatnonzero(row_changes).tolist(), row_steps)
+        for row_ids, row_changes, row_steps in zip(ids, padded[:, 1:] != padded[:, :-1], step_ids, strict=True)
     ]
     num_steps = torch.tensor([len(row) for row in step_bytes], dtype=torch.int64)
     return SplitBatch(torch.from_numpy(step_ids), num_steps, step_bytes)
 
 
 def _split_row(
-    splitter: StepSplitter, token_pieces: TokenPieces, ids: np.ndarray, mask: np.ndarray, step_ids: np.ndarray
+    splitter: StepSplitter, token_pieces: TokenPieces, ids: np.ndarray, edges: list[int], step_ids: np.ndarray
 ) -> list[bytes]:
-    """Split one completion; writes its row of `step_ids` and returns the bytes of its steps."""
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).tolist()
+    """Split one completion, whose runs of action tokens start and end at `edges`.
+
+    Writes its row of `step_ids` and returns the bytes of its steps.
+    """
     steps: list[bytes] = []
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         text, byte_ends = token_pieces.join(ids[start:stop])
@@ -209,7 +212,9 @@ def _split_row(
         ends = _run_ends(splitter, token_pieces, ids[start:stop], text, byte_ends)
         # Runs without content so far, if any, join the first step of this one.
         prefix = steps.pop() if len(steps) == 1 and is_blank(steps[0]) else b""
-        step_ids[start:stop] = np.repeat(np.arange(len(steps), len(steps) + len(ends)), np.diff(ends, prepend=0))
+        step_ids[start:stop] = np.repeat(
+            np.arange(len(steps), len(steps) + len(ends)), [end - begin for begin, end in pairwise([0, *ends])]
+        )
         text_ends = byte_ends[np.asarray(ends) - 1].tolist()
         texts = [text[a:b] for a, b in zip([0, *text_ends[:-1]], text_ends, strict=True)]
         texts[0] = prefix + texts[0]
