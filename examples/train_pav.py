@@ -12,6 +12,10 @@ deeper: one number per step.
 
     def step_values(prompts, steps, answer, **columns):
         return [[probability_of_success(...) for step in completion_steps] for completion_steps in steps]
+
+A verifier trained with examples/train_verifier.py is passed as its folder or hub id, without --initial_value:
+
+    --process_reward my-org/my-pav
 """
 
 from __future__ import annotations
@@ -41,7 +45,10 @@ class DataArguments(ScriptArguments):
     )
     process_reward: str | None = field(
         default=None,
-        metadata={"help": "What scores the steps: `module:name` of a function or object, importable from here."},
+        metadata={
+            "help": "What scores the steps: `module:name` of a function or object importable from here, or the folder "
+            "or hub id of a verifier."
+        },
     )
 
 
@@ -54,12 +61,14 @@ def prepare(row: dict[str, Any], data: DataArguments, conversational: bool) -> d
 
 
 def load_process_reward(name: str | None) -> Any:
-    module, separator, attribute = (name or "").partition(":")
-    if not separator:
+    if name is None:
         raise ValueError(
-            f"--process_reward is {name!r}, which names nothing that can be imported. Pass `module:name`, such as "
-            "`my_rewards:step_values`."
+            "No --process_reward was given. Pass `module:name`, such as `my_rewards:step_values`, or the folder or "
+            "hub id of a verifier."
         )
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        return name  # the trainer loads the verifier
     sys.path.insert(0, os.getcwd())
     return getattr(importlib.import_module(module), attribute)
 
