@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,26 @@ def test_steps_and_rewards_are_printed(
     assert "step_rewards" in printed.lower()
     assert "[?]" not in printed
     assert "[+0." in printed or "[-0." in printed
+
+
+@pytest.mark.slow
+def test_tracker_gets_steps_and_rewards(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights & Biases without a network: the tables it would upload, and the metrics of its history."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))  # read once per process, so both trainers run in one test
+    for kind in KINDS:
+        run(make_trainer(kind, tiny_model_path, tmp_path / kind, {}, log_completions=True, report_to="wandb"))
+        summary = dict(wandb.run.summary)
+        wandb.finish()
+        assert summary["train/process/steps_per_completion"] > 0
+    uploads = sorted(tmp_path.rglob("completions_*.table.json"))
+    runs = {upload.relative_to(tmp_path / "wandb").parts[0] for upload in uploads}
+    assert len(runs) == len(KINDS)
+    for upload in uploads:
+        table = json.loads(upload.read_text())
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        for row in rows:
+            assert "".join(row["steps"]) == row["completion"]
+            assert len(row["steps"]) == len(row["step_rewards"]) > 0
