@@ -19,15 +19,20 @@ from tests.trainer_runs import KINDS, PROCESS_METRICS
 pytestmark = pytest.mark.slow
 
 
+def launch_two_processes(script: str, model: str, folder: Path, repo_root: Path) -> None:
+    """Run a script of tests/scripts on two real processes; what they find goes to the folder."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [f"tests/scripts/{script}", "--model", model, "--output-dir", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
+    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
 @pytest.fixture(scope="module")
 def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
     """Folder of what two real processes found; both trainers in one launch, as starting costs the most."""
     folder = tmp_path_factory.mktemp("two_processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["tests/scripts/distributed_train.py", "--model", tiny_model_path, "--output-dir", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    launch_two_processes("distributed_train.py", tiny_model_path, folder, repo_root)
     return folder
 
 
@@ -39,11 +44,9 @@ def assert_close(value: float | None, expected: float | None, name: str) -> None
         assert value == pytest.approx(expected, rel=2e-4, abs=2e-6), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
-    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
+def assert_equal_runs(kind: str, ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """What two processes found together is what one found."""
     assert [rank["world_size"] for rank in ranks] == [2, 2]
-    one = train(kind, tiny_model_path, tmp_path, num_processes=1)
     assert one["world_size"] == 1
 
     # Advantages: each loss has 8 rows, on one process or 4 on each of two.
@@ -79,3 +82,9 @@ def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path
     for name, value in one["parameters"].items():
         torch.testing.assert_close(ranks[0]["parameters"][name], value, rtol=0.0, atol=1e-4 * change)
         assert torch.equal(ranks[0]["parameters"][name], ranks[1]["parameters"][name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
+    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
+    assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))

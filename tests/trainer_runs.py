@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl.pav_config import PAVConfig
@@ -113,8 +114,13 @@ def move_away_from_reference(trainer: Any, scale: float = 0.05) -> None:
 
 
 def trainable(trainer: Any) -> dict[str, torch.Tensor]:
-    """Copies of the trained parameters."""
-    return {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    """Copies of the trained parameters, whole where the processes share them; then all processes must ask."""
+    return {name: whole(value.detach()) for name, value in trainer.model.named_parameters() if value.requires_grad}
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """Copy of a tensor, gathered if it is sharded."""
+    return value.full_tensor().clone() if isinstance(value, DTensor) else value.clone()
 
 
 def train_logs(trainer: Any) -> list[dict[str, float]]:

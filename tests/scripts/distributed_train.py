@@ -56,8 +56,8 @@ def values_with_metrics(prompts: list[str], steps: list[list[str]], **columns: A
     ]
 
 
-def train(kind: str, model: str, output_dir: Path, num_processes: int) -> dict[str, Any]:
-    """Train on a share of the global batch.
+def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: int, **overrides: Any) -> Any:
+    """Build a recording trainer for a share of the global batch.
 
     Args:
         kind (`str`):
@@ -68,9 +68,11 @@ def train(kind: str, model: str, output_dir: Path, num_processes: int) -> dict[s
             Folder of the run.
         num_processes (`int`):
             Number of processes the global batch is shared out to.
+        **overrides:
+            Configuration fields that say how the model is spread over the processes.
 
     Returns:
-        `dict`: World size, logs, parameters before and after, the completions table and this process's advantages.
+        `PRLTrainer` or `PAVTrainer`: The trainer.
     """
     arguments: dict[str, Any] = {"rollout_func": fixed_rollout}
     if kind == "pav":
@@ -88,10 +90,24 @@ def train(kind: str, model: str, output_dir: Path, num_processes: int) -> dict[s
         learning_rate=0.5,
         log_completions=True,
         beta=0.2,
+        **overrides,
     )
     train_dataset = trainer.train_dataset
     assert train_dataset.column_names == prompt_dataset().column_names
     assert trainer.reward_funcs == [token_reward]
+    return trainer
+
+
+def train_and_collect(trainer: Any) -> dict[str, Any]:
+    """Train.
+
+    Args:
+        trainer (`PRLTrainer` or `PAVTrainer`):
+            A recording trainer.
+
+    Returns:
+        `dict`: World size, logs, parameters before and after, the completions table and this process's advantages.
+    """
     move_away_from_reference(trainer)
     start = trainable(trainer)
     trainer.train()
@@ -109,6 +125,11 @@ def train(kind: str, model: str, output_dir: Path, num_processes: int) -> dict[s
         "advantages": advantages,
         "table": {name: [plain(entry) for entry in column] for name, column in trainer._logs["extra"].items()},
     }
+
+
+def train(kind: str, model: str, output_dir: Path, num_processes: int) -> dict[str, Any]:
+    """Train on a share of the global batch: [`make_fixed_trainer`], then [`train_and_collect`]."""
+    return train_and_collect(make_fixed_trainer(kind, model, output_dir, num_processes))
 
 
 def plain(entry: Any) -> Any:
