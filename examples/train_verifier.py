@@ -5,7 +5,7 @@ pip install "trl-prl[peft]"
 
 accelerate launch examples/train_verifier.py --config examples/configs/verifier.yaml \
     --model_name_or_path Qwen/Qwen2.5-Math-1.5B --output_dir Qwen2.5-Math-1.5B-verifier \
-    --dataset_name collected.parquet
+    --dataset_name values
 
 Rows are in the stepwise format, `{"prompt", "completions": [step, ...], "labels": [number, ...]}`. `--format` converts
 public ones: trl, prm800k, math_shepherd, math_aps, process_bench. The folder it saves is a process reward:

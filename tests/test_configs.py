@@ -232,7 +232,7 @@ def test_grpo_config_for_pav(tiny_model_path: str, tmp_path: Path, caplog: pytes
 
 
 def test_own_configs_give_no_warning(tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    args = make_grpo_args(PRLConfig, tmp_path, beta=0.0)
+    args = make_grpo_args(PRLConfig, tmp_path, beta=0.0, step_length=4)
     with caplog.at_level(logging.WARNING, logger="trl_prl"):
         trainer = PRLTrainer(tiny_model_path, token_reward, args, prompt_dataset())
     assert trainer.args is args
@@ -268,3 +268,14 @@ def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path) -> None:
         )
     with pytest.raises(TypeError, match="cannot score steps"):
         PAVTrainer(missing, token_reward, PAVConfig(str(tmp_path), **CPU), prompt_dataset(), process_reward=3)
+
+
+def test_steps_as_long_as_completions_are_warned_of(
+    tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    PRLTrainer(tiny_model_path, token_reward, make_grpo_args(PRLConfig, tmp_path, beta=0.0), prompt_dataset())
+    assert "`step_length=256` is not below `max_completion_length=12`" in caplog.text
+    caplog.clear()
+    args = make_grpo_args(PRLConfig, tmp_path, beta=0.0, step_length=4)
+    PRLTrainer(tiny_model_path, token_reward, args, prompt_dataset())
+    assert "is not below" not in caplog.text

@@ -82,6 +82,8 @@ def collect(
     settings = {**config.settings(), "num_problems": len(dataset), "fingerprint": fingerprint(dataset)}
     schema = table_schema(dataset, config.prompt_column, {"prover": prover_name(config), **settings})
     folder = Path(config.output_dir)
+    # A splitter that does not exist must not leave a folder that no corrected job can use.
+    get_splitter(config.splitter, step_length=config.step_length)
     open_manifest(folder, settings)
     size = config.problems_per_unit
     num_units = -(-len(dataset) // size)

@@ -90,6 +90,15 @@ class PRLTrainer(ProcessGRPOTrainer):
                 "PRL's default beta=%s is used. Pass a PRLConfig to choose `beta` yourself, 0.0 included.",
                 config.beta,
             )
+        length = config.max_completion_length
+        fixed = step_splitter is None and config.step_level == "step" and config.step_splitter == "fixed"
+        if fixed and length is not None and config.step_length >= length:
+            logger.warning(
+                "`step_length=%s` is not below `max_completion_length=%s`, so every completion is a single step and "
+                "its tokens share one value. Lower `step_length`, or set `step_splitter` or `step_level='token'`.",
+                config.step_length,
+                length,
+            )
         super().__init__(model, reward_funcs, config, *positional, step_splitter=step_splitter, **kwargs)
 
     def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:

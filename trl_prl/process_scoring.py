@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import math
+import os
 import reprlib
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -32,10 +33,10 @@ def resolve_process_reward(process_reward: Any) -> ProcessReward:
     Raises:
         `TypeError`: if `process_reward` is neither.
     """
-    if isinstance(process_reward, str):
+    if isinstance(process_reward, str | os.PathLike):
         from .verifier import ProcessAdvantageVerifier
 
-        return ProcessAdvantageVerifier.from_pretrained(process_reward)
+        return ProcessAdvantageVerifier.from_pretrained(os.fspath(process_reward))
     if not callable(process_reward):
         raise TypeError(
             f"`process_reward` is a {type(process_reward).__name__}, which cannot score steps. Pass a function "
@@ -248,8 +249,8 @@ def check_process_reward(
         raise ValueError(
             f"The process reward '{name}' returns values and says nothing about the prompt's own value. The progress "
             "of the first step, its value minus the prompt's, cannot be computed. Give the process reward a method "
-            "`initial_values(prompts, **columns) -> list[float]`, or set `initial_value` to a constant such as the "
-            "prover's average accuracy, or, if it returns differences already, set "
+            "`initial_values(prompts, **columns) -> list[float]`, or set `initial_value` in the "
+            "config to a constant such as the prover's average accuracy, or, if it returns differences already, set "
             "`process_reward_type='advantages'`."
         )
 

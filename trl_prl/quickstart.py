@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
     # The models are so small that more threads only wait for each other.
     torch.set_num_threads(min(2, torch.get_num_threads()))
     console = Console()
-    console.print(
-        "[bold]trl-prl quickstart[/bold]: process rewards on two small tasks, from scratch, on this machine."
-    )
+    console.print("[bold]trl-prl quickstart[/bold]: process rewards on two small tasks, in about three minutes.")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -82,6 +80,12 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def say(progress: Progress, text: str) -> None:
+    """Print a line where progress bars are not shown before they end, as in a log file."""
+    if not progress.console.is_terminal:
+        progress.console.print(text)
+
+
 def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list[float]]:
     """Part 1: accuracy per optimizer step with and without progress, from two base policies."""
     from .planted_experiment import train_planted
@@ -97,6 +101,10 @@ def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list
 
             run = train_planted(seed, alpha, max_steps=max_steps, base_iterations=base_iterations, on_step=on_step)
             curves[name] = run.accuracies
+            say(
+                progress,
+                f"1 planted: {name}: {100 * run.accuracies[-1]:.0f} % right after {max_steps} optimizer steps",
+            )
     return curves
 
 
@@ -119,6 +127,7 @@ def run_arithmetic(progress: Progress, seed: int, max_steps: int, num_problems: 
 
         model, logs = train_arithmetic(Method(name, learning_rate, coefficient), seed, max_steps, on_step=on_step)
         results[name] = {"scores": evaluate(name, model), "curve": [entry["reward"] for entry in logs]}
+        say(progress, f"2 arithmetic: {name} trained for {max_steps} optimizer steps and tested")
     return results
 
 
