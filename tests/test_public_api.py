@@ -44,8 +44,11 @@ PUBLIC_NAMES = [
     "TransformersGenerator",
     "VLLMGenerator",
     "VLLMServerGenerator",
+    "aggregate_step_values",
     "best_of_k_values",
+    "best_of_n",
     "get_splitter",
+    "majority_vote",
     "math_accuracy_reward",
     "pav_advantages",
     "prl_advantages",
@@ -53,6 +56,7 @@ PUBLIC_NAMES = [
     "split_text",
     "step_advantages",
     "step_ids_from_ends",
+    "weighted_vote",
 ]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 # them equal.
 if TYPE_CHECKING:
     from .advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
+    from .aggregation import aggregate_step_values, best_of_n, majority_vote, weighted_vote
     from .answers import math_accuracy_reward
     from .callbacks import ProcessRewardCallback
     from .generation import TransformersGenerator
@@ -62,8 +63,11 @@ __all__ = [
     "TransformersGenerator",
     "VLLMGenerator",
     "VLLMServerGenerator",
+    "aggregate_step_values",
     "best_of_k_values",
+    "best_of_n",
     "get_splitter",
+    "majority_vote",
     "math_accuracy_reward",
     "pav_advantages",
     "prl_advantages",
@@ -71,10 +75,12 @@ __all__ = [
     "split_text",
     "step_advantages",
     "step_ids_from_ends",
+    "weighted_vote",
 ]
 
 _MODULES = {
     "advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
+    "aggregation": ("aggregate_step_values", "best_of_n", "majority_vote", "weighted_vote"),
     "answers": ("math_accuracy_reward",),
     "callbacks": ("ProcessRewardCallback",),
     "generation": ("TransformersGenerator",),
