@@ -18,30 +18,13 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 
 from trl_prl import cli
-from trl_prl.collect import load_prompts, make_generators, progress_note
+from trl_prl.collect import progress_note
 from trl_prl.collect_config import CollectConfig
 from trl_prl.collection import Progress, collect, prompt_token_ids
+from trl_prl.command_options import load_rows, local_generator, make_generator
 from trl_prl.rollouts import Spending
 from trl_prl.shards import SHARDS, find_units
 from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
-from trl_prl.timed_reward import TimedReward, load_reward
-
-
-# ---- rewards that jobs of these tests name ----
-
-
-def slow_for_nines(completions: list[str], **columns: Any) -> list[float]:
-    """Hangs on some completions as a power tower in an answer hangs an answer check."""
-    for text in completions:
-        if "9" in text:
-            while True:
-                pass
-    return [1.0 for _ in completions]
-
-
-def failing(completions: list[str], **columns: Any) -> list[float]:
-    """A reward with a bug."""
-    raise KeyError("no such column")
 
 
 def write_prompts(folder: Path, n: int) -> Path:
@@ -192,7 +175,8 @@ def test_messages_go_through_the_chat_template(tiny_model_path: str, tmp_path: P
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
     ids = prompt_token_ids(tokenizer, rows[0]["prompt"])
     assert tokenizer.decode(ids) == "<|start|>user\nAdd 0.<|end|><|start|>assistant\n"
-    collect(config, load_prompts(config), tokenizer, lambda: make_generators(config, tokenizer), reward)
+    generators = make_generator(config, tokenizer), local_generator(config, tiny_model_path)
+    collect(config, load_rows(config.dataset), tokenizer, lambda: generators, reward)
     assert all(completion[0]["role"] == "assistant" for _, completion, _ in seen)
     assert all(prompt[0]["content"] == f"Add {answer}." for prompt, _, answer in seen)
     values = columns_of(tmp_path / "values")
@@ -213,45 +197,6 @@ def test_progress_note_by_hand() -> None:
         "0:02:55 left, 10.0 rollouts/s, 2.00 of 9.00 M tokens (cost 3.00 of 13.50), 3 unfinished, 1 not checked"
     )
     assert progress_note(Progress(30, 100, spending), 0.0, 0, None) == "starting"
-
-
-# ---- checks of answers ----
-
-
-def test_a_check_that_hangs_is_killed_and_counted() -> None:
-    reward = TimedReward("tests.test_collect_command:slow_for_nines", timeout=0.5)
-    try:
-        assert reward(completions=["1", "9", "2"]) == [1.0, None, 1.0]
-    finally:
-        reward.close()
-
-
-def test_an_exception_in_a_check_is_raised_not_reward_zero() -> None:
-    reward = TimedReward("tests.test_collect_command:failing", timeout=30)
-    try:
-        with pytest.raises(KeyError, match="no such column"):
-            reward(completions=["1"])
-    finally:
-        reward.close()
-
-
-@pytest.mark.slow
-def test_power_tower_does_not_hang_the_answer_check() -> None:
-    pytest.importorskip("math_verify")
-    reward = TimedReward("accuracy", timeout=20)
-    try:
-        answers = [r"\boxed{9^{9^{9^9}}}", r"\boxed{12}", r"\boxed{128}"]
-        assert reward(completions=answers, answer=["12"] * 3)[1:] == [1.0, 0.0]
-    finally:
-        reward.close()
-
-
-def test_answer_is_not_a_substring() -> None:
-    """`12` is not in `128`."""
-    reward = load_reward("trl_prl.tasks.arithmetic:arithmetic_reward")
-    assert reward(prompts=[], completions=["#128", "#12", "12"], completion_ids=[], answer=["12"] * 3) == [0, 1, 0]
-    with pytest.raises(ValueError, match="cannot be imported"):
-        load_reward("trl_prl.no_such_module:reward")
 
 
 # ---- kill -9 ----
