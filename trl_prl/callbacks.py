@@ -166,6 +166,8 @@ class ProcessRewardCallback(TrainerCallback):
         def detach() -> None:
             if "_columns" in vars(trainer):
                 trainer.forget_columns()
+            if trainer.recorder is not None:
+                trainer.remove_callback(trainer.recorder)
             trainer.__class__ = original_class
             for name in names:
                 vars(trainer).pop(name, None)
@@ -175,6 +177,7 @@ class ProcessRewardCallback(TrainerCallback):
         try:
             trainer.set_up_steps(self.step_splitter, self.arguments.step_length)
             trainer.set_up_process_reward(self.process_reward, self.arguments)
+            trainer.set_up_recording(self.arguments)
         except Exception:
             detach()
             raise

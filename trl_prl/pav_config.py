@@ -8,6 +8,7 @@ from typing import Literal
 
 from trl import GRPOConfig
 
+from .run_files import check_record_completions
 from .step_tensors import check_option
 
 
@@ -47,6 +48,10 @@ class PAVArguments:
             `"delimiter:..."` or `"regex:..."`, see [`get_splitter`].
         step_length (`int`, *optional*, defaults to `256`):
             Tokens per step of the `"fixed"` splitter.
+        record_run (`bool`, *optional*, defaults to `True`):
+            Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`.
+        record_completions (`int`, *optional*, defaults to `16`):
+            Completions recorded per logging step and evaluation, of all processes together; `0` for none.
     """
 
     alpha: float = field(default=5.0, metadata={"help": "Weight of a step's progress. 0.0 is plain GRPO."})
@@ -80,6 +85,15 @@ class PAVArguments:
         },
     )
     step_length: int = field(default=256, metadata={"help": "Tokens per step of the 'fixed' splitter."})
+    record_run: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`."
+        },
+    )
+    record_completions: int = field(
+        default=16, metadata={"help": "Completions recorded per logging step and evaluation; 0 for none."}
+    )
 
     def check(self) -> None:
         """Refuse settings that cannot work.
@@ -87,6 +101,7 @@ class PAVArguments:
         Raises:
             `ValueError`: if a setting is out of its range.
         """
+        check_record_completions(self.record_completions)
         check_option("alpha_schedule", self.alpha_schedule, Schedule)
         if self.process_reward_type is not None:
             check_option("process_reward_type", self.process_reward_type, ProcessRewardType)
@@ -171,6 +186,10 @@ class PAVConfig(PAVArguments, GRPOConfig):
             Where steps end, see [`get_splitter`].
         step_length (`int`, *optional*, defaults to `256`):
             Tokens per step of the `"fixed"` splitter.
+        record_run (`bool`, *optional*, defaults to `True`):
+            Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`.
+        record_completions (`int`, *optional*, defaults to `16`):
+            Completions recorded per logging step and evaluation, of all processes together; `0` for none.
     """
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from trl import GRPOConfig
 
 from .advantages import Direction, Estimator, Level
+from .run_files import check_record_completions
 from .step_tensors import check_option
 
 
@@ -44,6 +45,10 @@ class PRLConfig(GRPOConfig):
         logps_source (`str`, *optional*, defaults to `"current"`):
             Which policy the log-ratio is taken of when rollouts are reused: `"current"`, the policy being optimized
             (Alg. 1), or `"rollout"`, the policy at the time of the rollout. With on-policy rollouts both are the same.
+        record_run (`bool`, *optional*, defaults to `True`):
+            Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`.
+        record_completions (`int`, *optional*, defaults to `16`):
+            Completions recorded per logging step and evaluation, of all processes together; `0` for none.
     """
 
     beta: float = field(
@@ -77,9 +82,19 @@ class PRLConfig(GRPOConfig):
         default="current",
         metadata={"help": "Policy of the log-ratio when rollouts are reused: 'current' or 'rollout'."},
     )
+    record_run: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`."
+        },
+    )
+    record_completions: int = field(
+        default=16, metadata={"help": "Completions recorded per logging step and evaluation; 0 for none."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_record_completions(self.record_completions)
         check_option("step_level", self.step_level, Level)
         check_option("kl_estimator", self.kl_estimator, Estimator)
         check_option("kl_direction", self.kl_direction, Direction)

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
 from .process_metrics import LoggedRewards, LoggedSteps, divide, process_metric_sums, process_metrics
+from .run_recorder import RunRecorder, run_manifest
 from .step_tensors import suffix_sums
 from .steps import SplitBatch, get_splitter, split_completions
 from .token_pieces import TokenPieces
@@ -106,6 +107,8 @@ class ProcessRewardHooks(_Trainer):
     _loss_beta: float = 0.0
     _step_reward_rows: dict[str, list[LoggedRewards]]
     _columns: set[str]
+    recorder: RunRecorder | None = None
+    _rollout_step_rewards: list[list[float]] | None = None
 
     def set_up_steps(self, step_splitter: StepSplitter | str, step_length: int) -> None:
         """Prepare splitting.
@@ -125,6 +128,28 @@ class ProcessRewardHooks(_Trainer):
         self._step_reward_rows = {"train": [], "eval": []}
         self._columns = set()
 
+    def set_up_recording(self, settings: Any) -> None:
+        """Record the run next to its checkpoints, if the settings say so.
+
+        Args:
+            settings ([`PRLConfig`] or [`PAVArguments`] or [`~trl.GRPOConfig`]):
+                May have the fields `record_run` and `record_completions`; by default 16 completions are recorded.
+        """
+        if not getattr(settings, "record_run", True):
+            return
+        # A stock trainer with a callback keeps the name of its own method.
+        method = self._name if isinstance(self, ProcessGRPOTrainer) else f"{self._name} + process rewards"
+        config = {**self.args.to_dict(), **(dataclasses.asdict(settings) if settings is not self.args else {})}
+        model = getattr(self.model.config, "_name_or_path", "")  # type: ignore[union-attr]
+        self.recorder = RunRecorder(
+            str(self.args.output_dir),
+            run_manifest(method, model, config, self.reward_func_names),
+            getattr(settings, "record_completions", 16),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.add_callback(self.recorder)
+
     def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:
         """Called after every rollout; may replace `output["advantages"]` of shape (B,) by one of shape (B, T)."""
 
@@ -143,7 +168,13 @@ class ProcessRewardHooks(_Trainer):
             self.step_splitter, self.token_pieces, output["completion_ids"], action_mask(output).bool()
         )
         output["step_ids"] = split.step_ids.to(output["completion_ids"].device)
+        self._rollout_step_rewards = None
         self.add_process_advantages(inputs, output, split)
+        if self.recorder is not None:
+            prompts = [row.get("prompt") for row in inputs]
+            self.recorder.add_rollout(
+                self._mode, prompts, output, split, self._rollout_step_rewards, self._logs, self.eos_token_ids
+            )
         return output
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -164,6 +195,8 @@ class ProcessRewardHooks(_Trainer):
             # TRL reads advantages and old log-probs only after this forward of the loss, so they can still be set.
             logps = result[0].detach()
             self.on_loss_logps(logps, self._loss_inputs)
+            if self.recorder is not None:
+                self.recorder.add_loss(self._mode, logps, self._loss_inputs)
             if self._loss_inputs["advantages"].dim() == 2 and self.importance_sampling_level == "sequence":
                 self._use_sequence_ratio_per_token(logps, self._loss_inputs)
         return result
@@ -264,6 +297,7 @@ class ProcessRewardHooks(_Trainer):
             step_rewards (`list[list[float]]`, *optional*):
                 One number per step, or `None` if they are only known in the loss.
         """
+        self._rollout_step_rewards = step_rewards
         if not self.log_completions:
             return
         num_rows = len(split.steps)
@@ -356,6 +390,7 @@ class ProcessGRPOTrainer(ProcessRewardHooks, GRPOTrainer):
         check_loss_type(args.loss_type)
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
         self.set_up_steps(splitter, step_length)
+        self.set_up_recording(args)
 
 
 def citation(text: str) -> str:
