@@ -15,7 +15,19 @@ PACKAGE = Path(__file__).resolve().parent.parent / "trl_prl"
 
 # From low to high. A module imports only from tiers above it in this list, never from its own.
 TIERS: list[tuple[str, set[str]]] = [
-    ("L0", {"types", "step_tensors", "token_pieces", "splitters", "metrics", "verifier_metrics", "intervals"}),
+    (
+        "L0",
+        {
+            "types",
+            "step_tensors",
+            "token_pieces",
+            "splitters",
+            "metrics",
+            "verifier_metrics",
+            "intervals",
+            "resampling",
+        },
+    ),
     ("L0", {"markdown_splitter", "advantages", "aggregation"}),
     ("L0", {"steps", "advantage_baselines"}),
     (
