@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
@@ -16,6 +17,7 @@ from trl_prl.callbacks import ProcessRewardCallback
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.process_grpo_trainer import ProcessRewardHooks
+from trl_prl.step_reward_func import StepRewardFunc
 
 
 # What differs between two runs that compute the same.
@@ -274,6 +276,35 @@ def test_completion_level_adds_a_reward(trainer_class: type, tiny_model_path: st
     assert len(trainer.reward_processing_classes) == 1
 
 
+class Preparable:
+    """A scorer that, as a verifier does, gets ready for the process's device."""
+
+    def __init__(self) -> None:
+        self.devices: list[torch.device] = []
+
+    def prepare(self, accelerator: Any) -> None:
+        self.devices.append(accelerator.device)
+
+    def __call__(self, prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+        assert self.devices, "scored before it was prepared"
+        return text_values(prompts, steps)
+
+
+@pytest.mark.parametrize("way", ["step", "completion", "reward function"])
+def test_a_scorer_is_prepared_before_it_scores(way: str, tiny_model_path: str, tmp_path: Path) -> None:
+    scorer = Preparable()
+    args = make_grpo_args(GRPOConfig, tmp_path, max_steps=2)
+    rewards = [token_reward, StepRewardFunc(scorer)] if way == "reward function" else token_reward
+    trainer = GRPOTrainer(tiny_model_path, rewards, args, prompt_dataset())
+    if way == "step":
+        trainer.add_callback(ProcessRewardCallback(trainer, scorer, initial_value=0.5))
+    elif way == "completion":
+        trainer.add_callback(ProcessRewardCallback(trainer, scorer, level="completion"))
+    assert not scorer.devices
+    trainer.train()
+    assert scorer.devices == [trainer.accelerator.device]
+
+
 # ---- refusals ----
 
 
@@ -282,6 +313,12 @@ def test_a_trainer_with_process_rewards_is_refused(tiny_model_path: str, tmp_pat
     trainer = PAVTrainer(tiny_model_path, token_reward, args, prompt_dataset(), process_reward=text_values)
     with pytest.raises(TypeError, match="process rewards of its own"):
         ProcessRewardCallback(trainer, process_reward=text_values)
+
+
+@pytest.mark.parametrize("wrong", [None, "a trainer", Trainer])
+def test_what_is_no_trainer_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"`trainer` is a .*Build the trainer first"):
+        ProcessRewardCallback(wrong, process_reward=text_values)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +331,9 @@ def test_a_trainer_with_process_rewards_is_refused(tiny_model_path: str, tmp_pat
         ({"best_of_k": 0}, ValueError, "at least one sample"),
         ({"level": "completion", "best_of_k": 2}, ValueError, "best_of_k was given for `level='completion'`"),
         ({"level": "completion", "aggregation": "median"}, ValueError, "Set it to one of: mean"),
-        ({"unknown": 1}, TypeError, "unknown"),
+        ({"unknown": 1}, TypeError, r"ProcessRewardCallback was given unknown.*takes level.*alpha_final"),
+        ({"initial_valu": 1}, TypeError, r"Did you mean initial_value\?"),
+        ({"level": "completion", "aggregaton": "min"}, TypeError, "was given aggregaton"),
     ],
 )
 def test_bad_settings_are_refused(

@@ -12,14 +12,8 @@ import pytest
 import torch
 
 from tests.tiny_models import prompt_dataset
-from tests.trainer_runs import make_trainer, run, text_values, train_logs
-from trl_prl.process_scoring import (
-    check_process_reward,
-    resolve_process_reward,
-    score_progress,
-    score_prompts,
-    score_steps,
-)
+from tests.trainer_runs import make_trainer, run, score_progress, text_values, train_logs
+from trl_prl.process_scoring import resolve_process_reward, score_prompts, score_steps
 
 
 NAN = math.nan
@@ -182,16 +176,6 @@ def test_what_cannot_score_is_refused() -> None:
         with pytest.raises(TypeError, match=r"cannot score steps. Pass a function"):
             resolve_process_reward(wrong)
     assert resolve_process_reward(text_values) is text_values
-
-
-def test_what_cannot_give_progress_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"set `initial_value` .* `process_reward_type='advantages'`"):
-        check_process_reward(fixed([]), None, None, 1)
-    with pytest.raises(ValueError, match=r"`best_of_k=4` was set, but .* returns advantages"):
-        check_process_reward(fixed([], returns="advantages"), None, None, 4)
-    check_process_reward(fixed([]), None, 0.5, 4)
-    check_process_reward(fixed([]), "advantages", None, 1)
-    check_process_reward(fixed([], initial_values=len), None, None, 4)
 
 
 def test_a_column_named_steps_is_refused(tiny_model_path: str, tmp_path: Path) -> None:

@@ -58,8 +58,19 @@ def assert_equal_runs(kind: str, ranks: list[dict[str, Any]], one: dict[str, Any
             assert values == pytest.approx(expected, rel=2e-4, abs=2e-5)
 
     # Metrics, those of the process reward included; every process logs the same.
-    names = [*PROCESS_METRICS, "process/kl_to_go", "loss", "grad_norm", "reward", "reward_std", "entropy"]
+    names = [
+        *PROCESS_METRICS,
+        "process/repeated_steps",
+        "process/kl_to_go",
+        "loss",
+        "grad_norm",
+        "reward",
+        "reward_std",
+        "entropy",
+    ]
     names += ["process/alpha", "steps_seen", "starts_with_take"] if kind == "pav" else ["kl"]
+    calibration = ("num_solutions", "mean_value", "mean_outcome", "brier", "ece", "auroc")
+    names += [f"process/calibration/{name}" for name in calibration] if kind == "pav" else []
     for log, other_log, expected_log in zip(ranks[0]["logs"], ranks[1]["logs"], one["logs"], strict=True):
         for name in names:
             assert (name in log) == (name in expected_log), name

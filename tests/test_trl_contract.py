@@ -179,6 +179,10 @@ def test_metrics_and_completions_table(tiny_model_path: str, tmp_path: Path) -> 
         trainer._metrics[mode]["process/probe"].append(1.0)
     assert trainer._metrics["train"]["reward"], f"metrics have another form ({VERSION})"
     trainer._logs["extra"]["probe"].extend([1, 2])
+    results = trainer._logs["rewards"][trainer.reward_func_names[0]]
+    assert len(results) == 4, f"results of reward functions have another form ({VERSION})"
+    assert all(isinstance(result, float) for result in results), VERSION
+    assert trainer.processing_class.eos_token_id in trainer.eos_token_ids, VERSION
     assert len(trainer._logs["prompt"]) == 4, f"the completions table has another form ({VERSION})"
 
 

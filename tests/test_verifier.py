@@ -16,12 +16,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.tiny_models import build_model, build_tokenizer, make_grpo_args, token_reward
 from tests.tokenizers_for_tests import sentencepiece_bpe_tokenizer
+from tests.trainer_runs import score_progress
 from tests.verifier_models import build_verifier, build_verifier_model
 from trl_prl.advantages import best_of_k_values
 from trl_prl.callbacks import ProcessRewardCallback
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
-from trl_prl.process_scoring import score_progress
 from trl_prl.stepwise_data import VerifierSettings, tokenize_stepwise
 from trl_prl.types import ProcessReward
 from trl_prl.verifier import ProcessAdvantageVerifier

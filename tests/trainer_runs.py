@@ -14,6 +14,7 @@ from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.prl_config import PRLConfig
 from trl_prl.prl_trainer import PRLTrainer
+from trl_prl.process_scoring import progress_of, score_values
 from trl_prl.steps import SplitBatch
 
 
@@ -46,6 +47,11 @@ def text_values(prompts: list[Any], steps: list[list[str]], **columns: Any) -> l
         `list[list[float]]`: One value per step.
     """
     return [[sum("".join(row[: i + 1]).encode()) % 17 / 16 for i in range(len(row))] for row in steps]
+
+
+def score_progress(*args: Any, best_of_k: int = 1, **kwargs: Any) -> torch.Tensor:
+    """Progress of every step, as the trainer computes it from the arguments of `score_values`."""
+    return progress_of(*score_values(*args, **kwargs), best_of_k)
 
 
 class Recording:

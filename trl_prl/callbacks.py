@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl import GRPOTrainer
 
 from .pav_config import PAVArguments
 from .pav_trainer import PAVHooks
 from .process_grpo_trainer import ProcessRewardHooks, add_reward_column, remove_reward_column
-from .process_scoring import check_process_reward, resolve_process_reward
+from .process_reward_checks import check_process_reward
+from .process_scoring import resolve_process_reward
 from .step_reward_func import StepRewardFunc
 from .steps import get_splitter
 from .types import ProcessReward, StepSplitter
@@ -29,6 +32,37 @@ def refuse_second_process_reward(trainer: Any) -> None:
         raise TypeError(
             f"The trainer is a {type(trainer).__name__}, which has process rewards of its own; a second set would "
             "overwrite the first. Add one callback to a stock GRPOTrainer, or give PAVTrainer the process reward."
+        )
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse something that is no trainer with reward functions.
+
+    Raises:
+        `TypeError`: if it is none.
+    """
+    if not isinstance(trainer, Trainer) or not hasattr(trainer, "reward_funcs"):
+        raise TypeError(
+            f"`trainer` is a {type(trainer).__name__}, which has no completions to reward. Build the trainer first, "
+            "then pass it: `trainer.add_callback(ProcessRewardCallback(trainer, process_reward=...))` with a "
+            "GRPOTrainer, or with an RLOOTrainer and `level='completion'`."
+        )
+
+
+def check_process_args(process_args: Mapping[str, Any]) -> None:
+    """Refuse settings that do not exist.
+
+    Raises:
+        `TypeError`: if a name is not a field of [`PAVArguments`].
+    """
+    valid = {field.name for field in fields(PAVArguments)}
+    unknown = sorted(process_args.keys() - valid)
+    if unknown:
+        near = [match for name in unknown for match in difflib.get_close_matches(name, valid, n=1)]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise TypeError(
+            f"ProcessRewardCallback was given {', '.join(unknown)}, which it does not know, so nothing would come of "
+            f"it.{hint} It takes level, aggregation and the settings of PAVConfig: {', '.join(sorted(valid))}."
         )
 
 
@@ -63,7 +97,8 @@ class ProcessRewardCallback(TrainerCallback):
             Further fields of [`PAVArguments`], for the level of steps.
 
     Raises:
-        `TypeError`: if the trainer has no advantages that a step could get a part in.
+        `TypeError`: if the trainer has no advantages that a step could get a part in, the process reward cannot be
+        called as one, or a setting does not exist.
         `ValueError`: if a setting is out of range or does not belong to the level, or no progress can be computed
         from what the process reward returns.
 
@@ -93,6 +128,8 @@ class ProcessRewardCallback(TrainerCallback):
                 f"`level` was set to {level!r}. Process rewards reach steps or whole completions, nothing else. "
                 "Set it to 'step' or 'completion'."
             )
+        check_trainer(trainer)
+        check_process_args(process_args)
         if level == "step" and not isinstance(trainer, GRPOTrainer):
             raise TypeError(
                 f"`level='step'` was asked of a {type(trainer).__name__}, whose loss has one advantage per "
@@ -123,12 +160,7 @@ class ProcessRewardCallback(TrainerCallback):
             )
         else:
             self.process_reward = resolve_process_reward(process_reward)
-            check_process_reward(
-                self.process_reward,
-                self.arguments.process_reward_type,
-                self.arguments.initial_value,
-                self.arguments.best_of_k,
-            )
+            check_process_reward(self.process_reward, self.arguments)
         # A callback hears nothing of an exception, so the public `train` of this one instance is wrapped.
         trainer.train = functools.partial(self._train, trainer.train)
 

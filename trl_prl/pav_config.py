@@ -52,6 +52,12 @@ class PAVArguments:
             Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`.
         record_completions (`int`, *optional*, defaults to `16`):
             Completions recorded per logging step and evaluation, of all processes together; `0` for none.
+        radar_window (`int`, *optional*, defaults to `10`):
+            Log entries at the start and at the end of a run that the reward-hacking radar compares, at least 3;
+            `0` switches it off.
+        calibration_steps (`int`, *optional*, defaults to `0`):
+            Optimizer steps between two comparisons of the values of finished solutions with their outcomes, the
+            results of the first reward function, both in [0, 1]. `0` is never.
     """
 
     alpha: float = field(default=5.0, metadata={"help": "Weight of a step's progress. 0.0 is plain GRPO."})
@@ -94,6 +100,13 @@ class PAVArguments:
     record_completions: int = field(
         default=16, metadata={"help": "Completions recorded per logging step and evaluation; 0 for none."}
     )
+    radar_window: int = field(
+        default=10, metadata={"help": "Log entries the reward-hacking radar compares. 0 switches it off."}
+    )
+    calibration_steps: int = field(
+        default=0,
+        metadata={"help": "Optimizer steps between two looks at the calibration of the process reward. 0 is never."},
+    )
 
     def check(self) -> None:
         """Refuse settings that cannot work.
@@ -131,6 +144,16 @@ class PAVArguments:
             raise ValueError(
                 f"`step_advantage_clip` was set to {self.step_advantage_clip}, which leaves nothing of any progress. "
                 "Set it to a positive number, or to None for no clipping."
+            )
+        if self.radar_window != 0 and self.radar_window < 3:
+            raise ValueError(
+                f"`radar_window` was set to {self.radar_window}, but fewer than three log entries have no spread to "
+                "tell a change from noise. Set it to 3 or more, or to 0 to switch the radar off."
+            )
+        if self.calibration_steps < 0:
+            raise ValueError(
+                f"`calibration_steps` was set to {self.calibration_steps}, but it is a number of optimizer steps. Set "
+                "it to a positive number such as 50, or to 0 to leave calibration out."
             )
 
     def alpha_at(self, optimizer_step: int, max_steps: int) -> float:
@@ -190,6 +213,12 @@ class PAVConfig(PAVArguments, GRPOConfig):
             Whether to record scalars and a few completions in `output_dir/process`, for `trl-prl report`.
         record_completions (`int`, *optional*, defaults to `16`):
             Completions recorded per logging step and evaluation, of all processes together; `0` for none.
+        radar_window (`int`, *optional*, defaults to `10`):
+            Log entries at the start and at the end of a run that the reward-hacking radar compares, at least 3;
+            `0` switches it off.
+        calibration_steps (`int`, *optional*, defaults to `0`):
+            Optimizer steps between two comparisons of the values of finished solutions with their outcomes, the
+            results of the first reward function, both in [0, 1]. `0` is never.
     """
 
     def __post_init__(self) -> None:

@@ -6,12 +6,22 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOConfig
 
 from .advantages import pav_advantages
+from .fresh_calibration import FreshCalibration, calibration_metrics, last_values
+from .hacking_radar import HackingRadar
 from .pav_config import PAVArguments, PAVConfig
-from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks, citation, promote_config
-from .process_scoring import check_process_reward, resolve_process_reward, score_progress
+from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks, citation, logger, promote_config
+from .process_reward_checks import check_process_reward, describe_range, warn_of_other_splitter
+from .process_scoring import (
+    callable_name,
+    prepare_process_reward,
+    progress_of,
+    resolve_process_reward,
+    score_values,
+)
 from .step_tensors import spread_to_tokens
 from .steps import SplitBatch
 from .types import ProcessReward, StepSplitter
@@ -22,38 +32,42 @@ RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 class PAVHooks(ProcessRewardHooks):
-    """Mixin that adds the progress of every step to the outcome advantage, over any GRPO trainer class."""
+    """Mixin that adds the progress of every step to the outcome advantage, over any GRPO trainer class.
+
+    Besides the hooks of [`ProcessRewardHooks`] it overrides `log`, around `super()`, to look for reward hacking.
+    """
 
     process_reward: ProcessReward
     process_args: PAVArguments
+    hacking_radar: HackingRadar | None
+    fresh_calibration: FreshCalibration | None
+    _range_reported: bool
 
-    def set_up_process_reward(self, process_reward: ProcessReward | str, process_args: PAVArguments) -> None:
+    def set_up_process_reward(self, process_reward: ProcessReward, process_args: PAVArguments) -> None:
         """Prepare scoring.
 
         Args:
-            process_reward (`ProcessReward` or `str`):
-                What scores the steps.
+            process_reward (`ProcessReward`):
+                What scores the steps, checked by [`check_process_reward`].
             process_args ([`PAVArguments`]):
                 How the scores become part of the advantages.
-
-        Raises:
-            `TypeError`: if `process_reward` cannot score steps.
-            `ValueError`: if no progress can be computed from what it returns.
         """
-        self.process_reward = resolve_process_reward(process_reward)
+        self.process_reward = process_reward
         self.process_args = process_args
-        check_process_reward(
-            self.process_reward, process_args.process_reward_type, process_args.initial_value, process_args.best_of_k
-        )
-        # A verifier moves to this process's device; a function has nothing to prepare.
-        prepare = getattr(self.process_reward, "prepare", None)
-        if prepare is not None:
-            prepare(self.accelerator)
+        warn_of_other_splitter(self.process_reward, self.step_splitter)
+        self._range_reported = False
+        window, every = process_args.radar_window, process_args.calibration_steps
+        self.hacking_radar = HackingRadar(window) if window else None
+        self.fresh_calibration = FreshCalibration(every) if every else None
+        prepare_process_reward(self.process_reward, self.accelerator)
 
     def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:
         settings = self.process_args
         outcome_advantages, step_ids = output["advantages"], output["step_ids"]
-        progress = self._score(inputs, output, split).to(step_ids.device)
+        scores, initial_values = self._score(inputs, split)
+        if self.fresh_calibration is not None and self._mode == "train":
+            self._compare_with_outcomes(self.fresh_calibration, scores, output, split)
+        progress = progress_of(scores, initial_values, settings.best_of_k).to(step_ids.device)
         if settings.step_advantage_clip is not None:
             progress = progress.clamp(-settings.step_advantage_clip, settings.step_advantage_clip)
         alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
@@ -70,8 +84,17 @@ class PAVHooks(ProcessRewardHooks):
         rewards = [row[: len(steps)].tolist() for row, steps in zip(progress, split.steps, strict=True)]
         self.log_steps(output, split, rewards)
 
-    def _score(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> torch.Tensor:
-        """Progress of every step of this process's completions, of shape (B, S)."""
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.hacking_radar is not None:
+            # The averages over processes that were logged: every process finds the same, one says it.
+            messages = self.hacking_radar.look(self.state.log_history)
+            if self.accelerator.is_main_process:
+                for message in messages:
+                    logger.warning("Reward-hacking radar: %s", message)
+
+    def _score(self, inputs: list[dict[str, Any]], split: SplitBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores of this process's steps, of shape (B, S), and values of its prompts, as of [`score_values`]."""
         user_metrics: dict[str, list[float]] = defaultdict(list)
         user_columns: dict[str, list[Any]] = defaultdict(list)
         columns: dict[str, Any] = {
@@ -82,18 +105,40 @@ class PAVHooks(ProcessRewardHooks):
         columns["log_extra"] = lambda column, values: user_columns[column].extend(values)
         if self.environments is not None:
             columns["environments"] = self.environments
-        progress = score_progress(
+        scores = score_values(
             self.process_reward,
             [row.get("prompt") for row in inputs],
             split.steps,
             columns,
             process_reward_type=self.process_args.process_reward_type,
-            best_of_k=self.process_args.best_of_k,
             initial_value=self.process_args.initial_value,
         )
         self.log_user_metrics(user_metrics)
         self.log_columns(user_columns, len(inputs))
-        return progress
+        message = None if self._range_reported else describe_range(callable_name(self.process_reward), *scores)
+        if message:
+            logger.warning(message)
+            self._range_reported = True
+        return scores
+
+    def _compare_with_outcomes(
+        self, calibration: FreshCalibration, values: torch.Tensor, output: dict[str, Any], split: SplitBatch
+    ) -> None:
+        """Log the calibration of last values on finished solutions, once enough optimizer steps are together."""
+        num_steps = [len(steps) for steps in split.steps]
+        # Only a verifier says that its values are those of the best of K; the trainer's own transform comes later.
+        best_of_k = getattr(getattr(self.process_reward, "settings", None), "best_of_k", 1)
+        due = calibration.add(
+            self.state.global_step,
+            last_values(values, num_steps, best_of_k),
+            self.last_outcomes(len(num_steps)),
+            num_steps,
+            self.ended_on_their_own(output),
+        )
+        if due:
+            for name, value in calibration_metrics(gather_object(calibration.pairs)).items():
+                self._metrics["train"][f"process/calibration/{name}"].append(value)
+            calibration.start_window(self.state.global_step)
 
 
 class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
@@ -171,6 +216,6 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         # Checked before the model is loaded, which may take minutes.
         config = promote_config(args, PAVConfig, model, self._name)
         process_reward = resolve_process_reward(process_reward)
-        check_process_reward(process_reward, config.process_reward_type, config.initial_value, config.best_of_k)
+        check_process_reward(process_reward, config)
         super().__init__(model, reward_funcs, config, *positional, step_splitter=step_splitter, **kwargs)
         self.set_up_process_reward(process_reward, config)

@@ -40,6 +40,9 @@ class PRLTrainer(ProcessGRPOTrainer):
         **kwargs:
             Every other argument of [`~trl.GRPOTrainer`].
 
+    Raises:
+        `TypeError`: if a `process_reward` is given, which is [`PAVTrainer`]'s.
+
     Example:
 
     ```python
@@ -82,6 +85,11 @@ class PRLTrainer(ProcessGRPOTrainer):
         step_splitter: StepSplitter | str | None = None,
         **kwargs: Any,
     ) -> None:
+        if "process_reward" in kwargs:
+            raise TypeError(
+                "PRLTrainer was given `process_reward`, but PRL has none: its process rewards come from the policy "
+                "and the reference alone. Use PAVTrainer, which takes a `process_reward`, or leave it out."
+            )
         config = promote_config(args, PRLConfig, model, self._name)
         if args is not None and config is not args and config.beta == 0.0:
             config.beta = PRLConfig.beta

@@ -17,7 +17,14 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
-from .process_metrics import LoggedRewards, LoggedSteps, divide, process_metric_sums, process_metrics
+from .process_metrics import (
+    LoggedRewards,
+    LoggedSteps,
+    count_repeated_steps,
+    divide,
+    process_metric_sums,
+    process_metrics,
+)
 from .run_recorder import RunRecorder, run_manifest
 from .step_tensors import suffix_sums
 from .steps import SplitBatch, get_splitter, split_completions
@@ -168,6 +175,7 @@ class ProcessRewardHooks(_Trainer):
             self.step_splitter, self.token_pieces, output["completion_ids"], action_mask(output).bool()
         )
         output["step_ids"] = split.step_ids.to(output["completion_ids"].device)
+        self.log_ratio("process/repeated_steps", count_repeated_steps(split.steps), sum(map(len, split.steps)))
         self._rollout_step_rewards = None
         self.add_process_advantages(inputs, output, split)
         if self.recorder is not None:
@@ -252,7 +260,13 @@ class ProcessRewardHooks(_Trainer):
 
     def log_token_mean(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
         """Log the mean of `values` of shape (B, T) over the tokens of a boolean `mask`, on all processes."""
-        sums = torch.stack([values.masked_fill(~mask, 0.0).sum(), mask.sum()])
+        self.log_ratio(name, values.masked_fill(~mask, 0.0).sum(), mask.sum())
+
+    def log_ratio(self, name: str, numerator: torch.Tensor | float, denominator: torch.Tensor | float) -> None:
+        """Log the sum of `numerator` over all processes divided by that of `denominator`, NaN where that is 0."""
+        device = self.accelerator.device
+        # One type on all processes: whole numbers on one and fractions on another would not add up.
+        sums = torch.stack([torch.as_tensor(n, dtype=torch.float32, device=device) for n in (numerator, denominator)])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         self._metrics[self._mode][name].append(divide(total, count))
 
@@ -260,10 +274,22 @@ class ProcessRewardHooks(_Trainer):
         """Log what a process reward passed to `log_metric`, averaged over processes."""
         for name in sorted(set(gather_object(list(metrics)))):
             values = metrics.get(name, [])
-            # One type on all processes: the sum of whole numbers, or of none on this process, would be an integer.
-            sums = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=self.accelerator.device)
-            total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-            self._metrics[self._mode][name].append(total / count)
+            self.log_ratio(name, sum(values), len(values))
+
+    def last_outcomes(self, num_rows: int) -> list[float]:
+        """Results of the first reward function for this process's completions of the rollout at hand, NaN for none."""
+        table: Any = self._logs["rewards"]
+        results = list(table[self.reward_func_names[0]])
+        # TRL has just added those of all processes, in their order.
+        first = len(results) - num_rows * (self.accelerator.num_processes - self.accelerator.process_index)
+        return results[first : first + num_rows]
+
+    def ended_on_their_own(self, output: dict[str, Any]) -> list[bool]:
+        """Whether the policy's last token ends a completion; False for one without tokens."""
+        ends = set(self.eos_token_ids)
+        rows = zip(output["completion_ids"].tolist(), (output["step_ids"] >= 0).tolist(), strict=True)
+        tokens = ([token for token, is_action in zip(*row, strict=True) if is_action] for row in rows)
+        return [bool(row) and row[-1] in ends for row in tokens]
 
     def log_columns(self, columns: dict[str, list[Any]], num_rows: int) -> None:
         """Add columns to the completions table, one entry per completion of this process."""

@@ -10,6 +10,8 @@
   of the process part and the outcome part. 0.05 to 0.7.
 - `process/outcome_correlation`: correlation, over completions, of the mean process reward with the outcome advantage.
   Positive for a useful process reward.
+- `process/repeated_steps`: share of the steps whose text, without case and spacing, occurred before in the completion.
+  At the level of the first optimizer steps; a rise is a sign of reward hacking.
 - `process/kl_to_go`: mean over tokens of the log-ratio to the reference summed from the token to the end, in nats.
   Grows slowly. Only where a reference model is used.
 """
@@ -17,6 +19,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -157,6 +160,19 @@ def process_metrics(sums: torch.Tensor) -> dict[str, float]:
     else:
         metrics["process/outcome_correlation"] = math.nan
     return metrics
+
+
+def count_repeated_steps(steps: Sequence[Sequence[str]]) -> int:
+    """Number of steps whose text occurred before in the same completion, case and spacing left aside.
+
+    Args:
+        steps (`Sequence[Sequence[str]]`):
+            Step texts of each completion.
+
+    Returns:
+        `int`: Over all completions; a text that occurs n times counts n - 1 times.
+    """
+    return sum(len(row) - len({" ".join(text.split()).casefold() for text in row}) for row in steps)
 
 
 def divide(numerator: float, denominator: float) -> float:

@@ -45,6 +45,20 @@ def resolve_process_reward(process_reward: Any) -> ProcessReward:
     return process_reward
 
 
+def prepare_process_reward(process_reward: ProcessReward, accelerator: Any) -> None:
+    """Let a process reward get ready for training: a verifier moves to its process's device.
+
+    Args:
+        process_reward (`ProcessReward`):
+            The scorer; one without a method `prepare`, such as a function, is left alone.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's.
+    """
+    prepare = getattr(process_reward, "prepare", None)
+    if prepare is not None:
+        prepare(accelerator)
+
+
 def wait_for(result: Any) -> Any:
     """Run an awaitable to its end; anything else is returned as it is.
 
@@ -228,46 +242,16 @@ def returned_type(process_reward: ProcessReward, process_reward_type: str | None
     return process_reward_type or str(getattr(process_reward, "returns", "values"))
 
 
-def check_process_reward(
-    process_reward: ProcessReward, process_reward_type: str | None, initial_value: float | None, best_of_k: int
-) -> None:
-    """Refuse combinations of a process reward and settings from which no progress can be computed.
-
-    Raises:
-        `ValueError`: if values come without a value of the prompt, or a Best-of-K transform meets advantages.
-    """
-    name = callable_name(process_reward)
-    if returned_type(process_reward, process_reward_type) == "advantages":
-        if best_of_k != 1:
-            raise ValueError(
-                f"`best_of_k={best_of_k}` was set, but the process reward '{name}' returns advantages. The transform "
-                "1 - (1 - Q)^K needs values. Return values from the process reward, or set `best_of_k=1`."
-            )
-    elif initial_value is None and not any(
-        hasattr(process_reward, method) for method in ("initial_values", "score_solutions")
-    ):
-        raise ValueError(
-            f"The process reward '{name}' returns values and says nothing about the prompt's own value. The progress "
-            "of the first step, its value minus the prompt's, cannot be computed. Give the process reward a method "
-            "`initial_values(prompts, **columns) -> list[float]`, or set `initial_value` in the "
-            "config to a constant such as the prover's average accuracy, or, if it returns differences already, set "
-            "`process_reward_type='advantages'`."
-        )
-
-
-def score_progress(
+def score_values(
     process_reward: ProcessReward,
     prompts: Sequence[Any],
     steps: Sequence[Sequence[str]],
     columns: Mapping[str, Any] | None = None,
     *,
     process_reward_type: str | None = None,
-    best_of_k: int = 1,
     initial_value: float | None = None,
-) -> torch.Tensor:
-    """Progress of every step under the prover that a process reward stands for.
-
-    Source: [PAV](https://huggingface.co/papers/2410.08146), eq. 2 and 30.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a process reward says of every step, and of the prompts.
 
     Args:
         process_reward (`ProcessReward`):
@@ -280,16 +264,15 @@ def score_progress(
             Passed through to the scorer.
         process_reward_type (`str`, *optional*):
             `"values"` or `"advantages"`; by default what the scorer says of itself.
-        best_of_k (`int`, *optional*, defaults to `1`):
-            Best-of-K transform of the values.
         initial_value (`float`, *optional*):
             Value of every prompt, in [0, 1], where the scorer has no `initial_values`.
 
     Returns:
-        `torch.Tensor`: Step advantages of shape (B, S), float32, NaN where there is no step or no score.
+        `tuple[torch.Tensor, torch.Tensor | None]`: Scores of shape (B, S) and values of the prompts of shape (B,),
+        float32, NaN where there is no step or no score; `None` for the prompts where the scores are advantages.
 
     Raises:
-        `ValueError`: as [`score_steps`] and [`score_prompts`] do, and if `best_of_k` meets a value outside [0, 1].
+        `ValueError`: as [`score_steps`] and [`score_prompts`] do.
     """
     columns = columns or {}
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
@@ -299,20 +282,36 @@ def score_progress(
         found = process_reward.score_solutions(prompts=list(prompts), steps=[list(row) for row in steps], **columns)
         initial_values, scores = wait_for(found)
         name = f"{callable_name(process_reward)}.score_solutions"
-        return _progress(
-            check_step_scores(scores, steps, name), check_initial_values(initial_values, len(prompts), name), best_of_k
-        )
+        return check_step_scores(scores, steps, name), check_initial_values(initial_values, len(prompts), name)
     scores = score_steps(process_reward, prompts, steps, **columns)
     if not is_values:
-        return scores
+        return scores, None
     if hasattr(process_reward, "initial_values"):
-        initial_values = score_prompts(process_reward, prompts, **columns)
-    else:
-        initial_values = torch.full((len(prompts),), math.nan if initial_value is None else initial_value)
-    return _progress(scores, initial_values, best_of_k)
+        return scores, score_prompts(process_reward, prompts, **columns)
+    return scores, torch.full((len(prompts),), math.nan if initial_value is None else initial_value)
 
 
-def _progress(scores: torch.Tensor, initial_values: torch.Tensor, best_of_k: int) -> torch.Tensor:
+def progress_of(scores: torch.Tensor, initial_values: torch.Tensor | None, best_of_k: int = 1) -> torch.Tensor:
+    """Progress of every step under the prover that a process reward stands for.
+
+    Source: [PAV](https://huggingface.co/papers/2410.08146), eq. 2 and 30.
+
+    Args:
+        scores (`torch.Tensor`):
+            What [`score_values`] found, of shape (B, S).
+        initial_values (`torch.Tensor`, *optional*):
+            Values of the prompts of shape (B,); `None` where the scores are advantages already.
+        best_of_k (`int`, *optional*, defaults to `1`):
+            Best-of-K transform of the values.
+
+    Returns:
+        `torch.Tensor`: Step advantages of shape (B, S), float32, NaN where there is no step or no score.
+
+    Raises:
+        `ValueError`: if `best_of_k` meets a value outside [0, 1].
+    """
+    if initial_values is None:
+        return scores
     if best_of_k != 1:  # 1 changes nothing, and values of other ranges than [0, 1] are fine without the transform
         scores, initial_values = best_of_k_values(scores, best_of_k), best_of_k_values(initial_values, best_of_k)
     return step_advantages(scores, initial_values)

@@ -6,7 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .process_scoring import callable_name, resolve_process_reward, score_steps
+from accelerate import Accelerator
+from accelerate.state import is_initialized
+
+from .process_reward_checks import check_signature, warn_of_other_splitter
+from .process_scoring import callable_name, prepare_process_reward, resolve_process_reward, score_steps
 from .splitters import FixedLengthSplitter
 from .steps import get_splitter, split_text
 from .types import ProcessReward, StepSplitter
@@ -62,7 +66,10 @@ class StepRewardFunc:
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the policy; only a splitter that counts tokens needs it.
 
+    A verifier moves to the process's device at the first call in a training.
+
     Raises:
+        `TypeError`: if the signature of `process_reward` does not fit.
         `ValueError`: if `aggregation` is none of these, or the splitter counts tokens and there is no tokenizer.
 
     Example:
@@ -85,12 +92,15 @@ class StepRewardFunc:
                 f"it to one of: {', '.join(AGGREGATIONS)}."
             )
         self.process_reward = resolve_process_reward(process_reward)
+        check_signature(self.process_reward, callable_name(self.process_reward))
         self.step_splitter = get_splitter(step_splitter)
         if isinstance(self.step_splitter, FixedLengthSplitter) and processing_class is None:
             raise ValueError(
                 f"The step splitter is {self.step_splitter!r}, which counts tokens, but a reward function gets text. "
                 "Pass the policy's tokenizer as `processing_class`, or use a splitter that reads the text."
             )
+        warn_of_other_splitter(self.process_reward, self.step_splitter)
+        self._is_prepared = False
         self.aggregation = aggregation
         self.processing_class = processing_class
         # TRL names the metric of a reward function after it.
@@ -114,6 +124,11 @@ class StepRewardFunc:
         Returns:
             `list[float | None]`: One number per completion; `None` for a completion that cannot be scored.
         """
+        if not self._is_prepared and is_initialized():
+            # TRL hands no accelerator to reward functions. While a trainer exists, a new one shares its state; before,
+            # it would decide for the trainer.
+            prepare_process_reward(self.process_reward, Accelerator())
+            self._is_prepared = True
         steps = [self._split(completion) for completion in completions]
         scores = score_steps(self.process_reward, prompts, steps, **columns)
         return [

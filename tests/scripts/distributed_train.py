@@ -77,6 +77,7 @@ def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: i
     arguments: dict[str, Any] = {"rollout_func": fixed_rollout}
     if kind == "pav":
         arguments["process_reward"] = values_with_metrics
+        overrides["calibration_steps"] = 1
     trainer = make_trainer(
         kind,
         model,
