@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import types
@@ -82,6 +83,33 @@ def test_wrong_arguments_exit_with_2(
         cli.main(argv)
     assert exit_info.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--step-length", "--step_length", "--step_length=3"])
+def test_options_may_be_written_with_underscores(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--step-length")
+        parser.add_argument("--column")
+
+    module = types.ModuleType("trl_prl.split_report")
+    module.add_arguments = add_arguments  # type: ignore[attr-defined]
+    module.run = lambda args: print(args.step_length, args.column) or 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    words = [option] if "=" in option else [option, "3"]
+    assert cli.main(["split-report", *words, "--column=my_column"]) == 0
+    assert capsys.readouterr().out == "3 my_column\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_options_are_declared_with_dashes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names are rewritten with dashes before they are parsed, so one declared with underscores would not be found."""
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    words = re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out.split("options:")[1])
+    declared = [word for word in words if "_" in word]
+    assert not declared, f"declare {declared} of `trl-prl {name}` with dashes"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

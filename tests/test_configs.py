@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from trl import GRPOConfig, TrlParser
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import text_values, train_logs
+from trl_prl.collect_config import CollectConfig
 from trl_prl.pav_config import PAVArguments, PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
 from trl_prl.prl_config import PRLConfig
 from trl_prl.prl_trainer import PRLTrainer
+from trl_prl.stepwise_data import VerifierSettings
 
 
 CPU = {"use_cpu": True, "bf16": False}
@@ -279,3 +282,16 @@ def test_steps_as_long_as_completions_are_warned_of(
     args = make_grpo_args(PRLConfig, tmp_path, beta=0.0, step_length=4)
     PRLTrainer(tiny_model_path, token_reward, args, prompt_dataset())
     assert "is not below" not in caplog.text
+
+
+def test_all_stages_cut_steps_alike_by_default(repo_root: Path) -> None:
+    """Values of prefixes that end elsewhere than those a verifier learned are guesses."""
+    import yaml
+
+    collected = re.findall(r"^splitter: (\w+)", (repo_root / "docs" / "collection.md").read_text(), re.MULTILINE)
+    configs = [
+        yaml.safe_load((repo_root / "examples" / "configs" / f"{name}.yaml").read_text())["step_splitter"]
+        for name in ("verifier", "pav")
+    ]
+    defaults = [PAVArguments().step_splitter, VerifierSettings().step_splitter, CollectConfig.splitter]
+    assert {*collected, *configs, *defaults} == {"newline"}

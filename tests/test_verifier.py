@@ -295,6 +295,25 @@ def test_a_model_without_a_value_head_is_refused(tiny_model_path: str) -> None:
         ProcessAdvantageVerifier.from_pretrained(tiny_model_path)
 
 
+def test_a_misspelt_folder_is_named(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    build_verifier(tiny_tokenizer).save_pretrained(tmp_path / "my-pav")
+    with pytest.raises(OSError, match=r"neither a folder here .* nor a model .* hub") as error:
+        ProcessAdvantageVerifier.from_pretrained(tmp_path / "my-pva")
+    assert f"Did you mean '{tmp_path / 'my-pav'}'?" in str(error.value)
+    with pytest.raises(OSError, match=r"'no-org/no-verifier' is neither a folder here.*Looked for config.json"):
+        ProcessAdvantageVerifier.from_pretrained("no-org/no-verifier")
+
+
+def test_a_folder_without_a_verifier_says_what_is_missing(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    build_verifier(tiny_tokenizer).save_pretrained(tmp_path / "my-pav")
+    with pytest.raises(OSError, match=r"config.json and a tokenizer .* not found in it. The folder holds my-pav/"):
+        ProcessAdvantageVerifier.from_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "my-pav" / name).unlink()
+    with pytest.raises(OSError, match=r"holds no verifier: a tokenizer \(any of tokenizer.json"):
+        ProcessAdvantageVerifier.from_pretrained(tmp_path / "my-pav")
+
+
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     verifier = build_verifier(build_tokenizer())
     verifier.save_pretrained(tmp_path)

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: Exit code: what the subcommand returns, or 2 for input it cannot work with. As everywhere in `argparse`,
         `--help`, `--version` and wrong arguments raise `SystemExit`.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = with_dashes(sys.argv[1:] if argv is None else argv)
     name = next((word for word in argv if not word.startswith("-")), None)
     try:
         # Without a valid name, the parser answers --help and --version, or lists the subcommands.
@@ -105,6 +105,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"trl-prl {name}: error: {describe(error)} (--debug shows the traceback)", file=sys.stderr)
         return 2
+
+
+def with_dashes(argv: Sequence[str]) -> list[str]:
+    """Write the names of options with dashes, as the parsers know them; TRL's own commands use underscores.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments.
+
+    Returns:
+        `list[str]`: The arguments, values untouched.
+    """
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
+    return words
 
 
 def describe(error: Exception) -> str:

@@ -35,7 +35,7 @@ class CollectConfig(JobConfig):
         "exclude", "'exclude' or 'wrong': what rollouts at the length limit are"
     )
     best_of_k: int = option(1, "make the values those of the Best-of-K prover; costs no rollouts")
-    splitter: str = option("blank_line", "where steps end; the same as in training")
+    splitter: str = option("newline", "where steps end; the same as in training")
     step_length: int = option(256, "tokens per step of the splitter 'fixed'")
     seed_model: str | None = option(None, "path or Hub id of another model that draws the seeds")
     price_per_million_tokens: float | None = option(None, "price of sampled tokens, for the cost estimate")

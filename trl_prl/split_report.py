@@ -379,7 +379,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="blank_line",
         help="fixed, newline, blank_line, sentence, markdown, markdown_newline, regex:PATTERN or delimiter:TEXT",
     )
-    parser.add_argument("--step_length", type=int, default=256, help="tokens per step of the fixed splitter")
+    parser.add_argument("--step-length", type=int, default=256, help="tokens per step of the fixed splitter")
     parser.add_argument("--output", choices=["table", "json"], default="table", help="how to print the report")
 
 

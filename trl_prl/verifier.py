@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from trl_prl.advantages import best_of_k_values, step_advantages
 from trl_prl.step_tensors import pad_step_rewards
 from trl_prl.stepwise_batches import StepwiseCollator, gather_positions
 from trl_prl.stepwise_data import TokenizedSteps, VerifierSettings, tokenize_stepwise
 from trl_prl.token_pieces import TokenPieces
-from trl_prl.verifier_loading import fit_calibration, load_verifier_model
+from trl_prl.verifier_loading import fit_calibration, load_verifier_model, load_verifier_tokenizer
 
 
 class ProcessAdvantageVerifier:
@@ -115,9 +114,10 @@ class ProcessAdvantageVerifier:
 
         Raises:
             `ValueError`: If the checkpoint has no trained value head.
-            `OSError`: If there is no model in safetensors format; pickled weights are not read.
+            `OSError`: If there is no model with its tokenizer, or none in safetensors format; pickled weights are
+            not read.
         """
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = load_verifier_tokenizer(path, revision)
         model = load_verifier_model(path, dtype=dtype, revision=revision, **model_kwargs)
         if device is not None:
             model = model.to(device)

@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForTokenClassification
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+
+
+# Any of these holds a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def load_verifier_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """Load a verifier's tokenizer, and say what is wrong with a path that holds no verifier.
+
+    Args:
+        path (`str` or `Path`):
+            Folder or hub id.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the hub.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`]: The tokenizer.
+
+    Raises:
+        `OSError`: If the path is neither a folder with a model and a tokenizer nor a model on the hub.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        _check_folder(folder)
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, siblings, n=1)
+        hint = f" Did you mean '{folder.parent / near[0]}'?" if near else ""
+        raise OSError(
+            f"The verifier '{path}' is neither a folder here ('{folder.absolute()}' does not exist) nor a model that "
+            f"can be had from the hub ({' '.join(str(error).split())}).{hint} Looked for config.json, a tokenizer "
+            f"({', '.join(TOKENIZER_FILES[:2])}) and weights in safetensors format. Give the folder that "
+            "`PAVRewardTrainer` or `ProcessAdvantageVerifier.save_pretrained` wrote, or the id of one on the hub."
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    names = {entry.name for entry in folder.iterdir()}
+    missing = [] if "config.json" in names else ["config.json"]
+    if not names & set(TOKENIZER_FILES):
+        missing.append(f"a tokenizer (any of {', '.join(TOKENIZER_FILES)})")
+    if missing:
+        inside = [f"{name}/" for name in sorted(names) if (folder / name / "config.json").is_file()]
+        hint = f" The folder holds {', '.join(inside)}: give one of these." if inside else ""
+        raise OSError(
+            f"The folder '{folder}' holds no verifier: {' and '.join(missing)} not found in it.{hint} A verifier is a "
+            "model and its tokenizer. Give the folder that `PAVRewardTrainer.save_model` or "
+            "`ProcessAdvantageVerifier.save_pretrained` wrote, or save the tokenizer there too."
+        )
 
 
 def load_verifier_model(
