@@ -19,6 +19,7 @@ import trl_prl
 PUBLIC_NAMES = [
     "Completion",
     "DelimiterSplitter",
+    "EffectiveReward",
     "FixedLengthSplitter",
     "Generator",
     "MarkdownSplitter",
@@ -37,6 +38,8 @@ PUBLIC_NAMES = [
     "Prompt",
     "RegexSplitter",
     "SamplingParams",
+    "SearchLimits",
+    "SearchResult",
     "SentenceSplitter",
     "StepRewardFunc",
     "StepSplitter",
@@ -45,8 +48,11 @@ PUBLIC_NAMES = [
     "VLLMGenerator",
     "VLLMServerGenerator",
     "aggregate_step_values",
+    "beam_search",
     "best_of_k_values",
     "best_of_n",
+    "best_of_n_search",
+    "dvts",
     "get_splitter",
     "majority_vote",
     "math_accuracy_reward",
@@ -56,6 +62,7 @@ PUBLIC_NAMES = [
     "split_text",
     "step_advantages",
     "step_ids_from_ends",
+    "step_rejection",
     "weighted_vote",
 ]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
     from .aggregation import aggregate_step_values, best_of_n, majority_vote, weighted_vote
     from .answers import math_accuracy_reward
+    from .beams import beam_search, dvts
     from .callbacks import ProcessRewardCallback
     from .generation import TransformersGenerator
     from .generation_servers import OpenAIGenerator, VLLMGenerator, VLLMServerGenerator
@@ -26,8 +27,13 @@ if TYPE_CHECKING:
     from .prl_config import PRLConfig
     from .prl_trainer import PRLTrainer
     from .process_grpo_trainer import ProcessGRPOTrainer
+    from .rejection import step_rejection
+    from .search import best_of_n_search
+    from .search_results import SearchResult
+    from .search_scoring import EffectiveReward
     from .splitters import DelimiterSplitter, FixedLengthSplitter, RegexSplitter, SentenceSplitter
     from .step_reward_func import StepRewardFunc
+    from .step_search import SearchLimits
     from .steps import get_splitter, split_completions, split_text, step_ids_from_ends
     from .token_pieces import TokenPieces
     from .types import Completion, Generator, OutcomeReward, ProcessReward, Prompt, SamplingParams, StepSplitter
@@ -38,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Completion",
     "DelimiterSplitter",
+    "EffectiveReward",
     "FixedLengthSplitter",
     "Generator",
     "MarkdownSplitter",
@@ -56,6 +63,8 @@ __all__ = [
     "Prompt",
     "RegexSplitter",
     "SamplingParams",
+    "SearchLimits",
+    "SearchResult",
     "SentenceSplitter",
     "StepRewardFunc",
     "StepSplitter",
@@ -64,8 +73,11 @@ __all__ = [
     "VLLMGenerator",
     "VLLMServerGenerator",
     "aggregate_step_values",
+    "beam_search",
     "best_of_k_values",
     "best_of_n",
+    "best_of_n_search",
+    "dvts",
     "get_splitter",
     "majority_vote",
     "math_accuracy_reward",
@@ -75,6 +87,7 @@ __all__ = [
     "split_text",
     "step_advantages",
     "step_ids_from_ends",
+    "step_rejection",
     "weighted_vote",
 ]
 
@@ -82,6 +95,7 @@ _MODULES = {
     "advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
     "aggregation": ("aggregate_step_values", "best_of_n", "majority_vote", "weighted_vote"),
     "answers": ("math_accuracy_reward",),
+    "beams": ("beam_search", "dvts"),
     "callbacks": ("ProcessRewardCallback",),
     "generation": ("TransformersGenerator",),
     "generation_servers": ("OpenAIGenerator", "VLLMGenerator", "VLLMServerGenerator"),
@@ -93,8 +107,13 @@ _MODULES = {
     "prl_config": ("PRLConfig",),
     "prl_trainer": ("PRLTrainer",),
     "process_grpo_trainer": ("ProcessGRPOTrainer",),
+    "rejection": ("step_rejection",),
+    "search": ("best_of_n_search",),
+    "search_results": ("SearchResult",),
+    "search_scoring": ("EffectiveReward",),
     "splitters": ("DelimiterSplitter", "FixedLengthSplitter", "RegexSplitter", "SentenceSplitter"),
     "step_reward_func": ("StepRewardFunc",),
+    "step_search": ("SearchLimits",),
     "steps": ("get_splitter", "split_completions", "split_text", "step_ids_from_ends"),
     "token_pieces": ("TokenPieces",),
     "types": ("Completion", "Generator", "OutcomeReward", "ProcessReward", "Prompt", "SamplingParams", "StepSplitter"),

@@ -208,7 +208,7 @@ class Roller:
         prompts = [
             Prompt(
                 (*self.problems[i].prompt_ids, *ids),
-                key=f"{self.problems[i].row}/{label}/{_digest(ids)}",
+                key=f"{self.problems[i].row}/{label}/{ids_digest(ids)}",
                 max_tokens=self.params.max_tokens - len(ids),
             )
             for i, ids in prefixes
@@ -303,5 +303,6 @@ def measure(
             active = [p for p in active if not rule.settled(tallies[p].num_correct, tallies[p].num_rollouts)]
 
 
-def _digest(ids: Sequence[int]) -> str:
+def ids_digest(ids: Sequence[int]) -> str:
+    """Short checksum of token ids, for keys of prompts."""
     return hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
