@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trl_prl.process_scoring import check_process_reward
 from trl_prl.rollouts import Problem
 from trl_prl.search_results import FINISHED, SearchResult
 from trl_prl.search_scoring import EffectiveReward
@@ -73,7 +72,7 @@ def step_rejection(
                 f"Got rank_by={reward.rank_by!r} and alpha={reward.alpha}, by which no progress is computed, but "
                 "steps are kept or rejected by it. Use an alpha above 0, or leave `advantages` out."
             )
-        check_process_reward(reward.values, None, reward.initial_value, reward.best_of_k)
+        reward.check_progress()
     sampler = StepSampler(generator, splitter, token_pieces, sampling, chunk_tokens, step_stop)
     search = StepSearch(problems, sampler, reward, limits or SearchLimits())
     chains = [_Chain(i, f"chain{c}", search.nodes[i][0]) for i in range(len(problems)) for c in range(num_chains)]

@@ -9,17 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trl_prl.advantages import best_of_k_values, step_advantages
-from trl_prl.process_scoring import (
-    callable_name,
-    check_initial_values,
-    check_process_reward,
-    check_step_scores,
-    returned_type,
-    score_prompts,
-    score_steps,
-    wait_for,
-)
+from trl_prl.process_scoring import callable_name, progress_of, returned_type, score_values
 from trl_prl.rollouts import Problem
 from trl_prl.types import ProcessReward
 
@@ -74,7 +64,7 @@ class EffectiveReward:
                 "compared by their value. Pass one that returns values, and this one as `advantages`."
             )
         if self.needs_progress:
-            check_process_reward(self.prover, None, self.initial_value, self.best_of_k)
+            self.check_progress()
 
     @property
     def prover(self) -> ProcessReward:
@@ -90,6 +80,28 @@ class EffectiveReward:
     def num_passes(self) -> int:
         """Process rewards that each text is given to."""
         return 1 + (self.needs_progress and self.advantages is not None)
+
+    def check_progress(self) -> None:
+        """Refuse a prover from which the progress of the first step, or that of its Best-of-K policy, is not known.
+
+        Raises:
+            `ValueError`: If its process reward is such a one.
+        """
+        name = callable_name(self.prover)
+        if returned_type(self.prover, None) == "advantages":
+            if self.best_of_k != 1:
+                raise ValueError(
+                    f"Got best_of_k={self.best_of_k}, but the process reward '{name}' returns advantages. The "
+                    "transform 1 - (1 - Q)^K needs values. Pass one that returns values, or use best_of_k=1."
+                )
+        elif self.initial_value is None and not any(
+            hasattr(self.prover, method) for method in ("initial_values", "score_solutions")
+        ):
+            raise ValueError(
+                f"The process reward '{name}' says nothing about the prompt's own value, so the first step's progress "
+                "cannot be computed. Give it a method `initial_values(prompts, **columns)`, pass `initial_value`, "
+                "or rank by values alone with alpha=0."
+            )
 
     def combine(self, value: float, advantage: float) -> float:
         """Score of a step from its value and progress; NaN where what it needs is not known."""
@@ -145,49 +157,21 @@ def score_solutions(
     """
     if not problems:
         return []
-    names = [name for name in problems[0].columns if name not in ("finished", "prompts", "steps")]
+    names = [name for name in problems[0].columns if name not in ("finished", "prompts")]
     columns: dict[str, Any] = {name: [problem.columns[name] for problem in problems] for name in names}
     columns["finished"] = list(finished)
     prompts = [problem.prompt for problem in problems]
-    initial, values = _values(reward.values, prompts, steps, columns, reward.initial_value)
-    advantages = torch.full_like(values, math.nan)
-    if reward.needs_progress and reward.advantages is not None:
-        if returned_type(reward.advantages, None) == "advantages":
-            advantages = score_steps(reward.advantages, prompts, steps, **columns)
-        else:
-            prover = _values(reward.advantages, prompts, steps, columns, reward.initial_value)
-            advantages = _progress(*prover, reward.best_of_k)
-    elif reward.advantages is None:
-        advantages = _progress(initial, values, reward.best_of_k)
+    given: dict[str, Any] = {"columns": columns, "initial_value": reward.initial_value}
+    values, initial = score_values(reward.values, prompts, steps, **given)
+    if reward.advantages is None:
+        advantages = progress_of(values, initial, reward.best_of_k)
+    elif reward.needs_progress:
+        advantages = progress_of(*score_values(reward.advantages, prompts, steps, **given), reward.best_of_k)
+    else:
+        advantages = torch.full_like(values, math.nan)
     rows = []
     for row_values, row_advantages, texts in zip(values.tolist(), advantages.tolist(), steps, strict=True):
         row_values, row_advantages = row_values[: len(texts)], row_advantages[: len(texts)]
         scores = tuple(map(reward.combine, row_values, row_advantages))
         rows.append(ScoredSteps(tuple(row_values), tuple(row_advantages), scores))
     return rows
-
-
-def _values(
-    process_reward: ProcessReward,
-    prompts: Sequence[Any],
-    steps: Sequence[Sequence[str]],
-    columns: dict[str, Any],
-    initial_value: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values of the prompts, of shape (B,), NaN where unknown, and of the steps, of shape (B, S)."""
-    name = callable_name(process_reward)
-    if hasattr(process_reward, "score_solutions"):
-        found = process_reward.score_solutions(prompts=list(prompts), steps=[list(row) for row in steps], **columns)
-        initial, values = wait_for(found)
-        name = f"{name}.score_solutions"
-        return check_initial_values(initial, len(prompts), name), check_step_scores(values, steps, name)
-    values = score_steps(process_reward, prompts, steps, **columns)
-    if hasattr(process_reward, "initial_values"):
-        return score_prompts(process_reward, prompts, **columns), values
-    return torch.full((len(prompts),), math.nan if initial_value is None else initial_value), values
-
-
-def _progress(initial: torch.Tensor, values: torch.Tensor, best_of_k: int) -> torch.Tensor:
-    if best_of_k != 1:
-        initial, values = best_of_k_values(initial, best_of_k), best_of_k_values(values, best_of_k)
-    return step_advantages(values, initial)
