@@ -24,7 +24,7 @@ from trl_prl.collection import Progress, collect, prompt_token_ids
 from trl_prl.command_options import load_rows, local_generator, make_generator
 from trl_prl.rollouts import Spending
 from trl_prl.shards import SHARDS, find_units
-from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
+from trl_prl.tasks.arithmetic import arithmetic_policy_path, arithmetic_reward, sample_problems
 
 
 def write_prompts(folder: Path, n: int) -> Path:
@@ -119,6 +119,29 @@ def test_two_processes_give_the_same_rows(job: Path, tmp_path: Path, capsys: pyt
         "process-00001-00000.jsonl",
     }
     assert columns_of(tmp_path) == columns_of(job / "values")
+
+
+def test_finished_units_are_on_the_disk_before_the_next_begins(job: Path, tmp_path: Path) -> None:
+    """A job of days cannot wait for its end with what it has found, nor hold it in memory."""
+    config = CollectConfig(
+        model=str(arithmetic_policy_path()), dataset=str(job / "prompts.jsonl"), output_dir=str(tmp_path),
+        splitter="newline", n_cov=1, n_mc=1, max_completion_length=22, problems_per_unit=3,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    on_disk: list[int] = []
+
+    def reward(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
+        on_disk.append(len(find_units(tmp_path)))
+        return arithmetic_reward(completions, answer)
+
+    def check(progress: Progress) -> None:
+        assert len(find_units(tmp_path)) == -(-progress.num_done // 3)
+
+    generators = make_generator(config, tokenizer), None
+    collect(config, load_rows(config.dataset), tokenizer, lambda: generators, reward, on_progress=check)
+    # While the k-th unit is computed, the ones before it are there.
+    assert sorted(set(on_disk)) == [0, 1, 2, 3]
+    assert on_disk == sorted(on_disk)
 
 
 def test_yaml_and_options(tmp_path: Path, job: Path, capsys: pytest.CaptureFixture[str]) -> None:

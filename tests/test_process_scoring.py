@@ -278,3 +278,19 @@ def test_columns_state_metrics_and_extra_columns(tiny_model_path: str, tmp_path:
         outcome = rollout["outcome_advantages"].unsqueeze(1).expand_as(odd)
         assert odd.any()
         assert torch.equal(rollout["advantages"][odd], outcome[odd])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_exception_ends_the_training(is_async: bool, tiny_model_path: str, tmp_path: Path) -> None:
+    """A scorer that fails must not look like one that found nothing good."""
+
+    def failing(prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+        raise ConnectionError("the server of the scorer is gone")
+
+    async def failing_later(prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+        return failing(prompts, steps)
+
+    process_reward = failing_later if is_async else failing
+    trainer = make_trainer("pav", tiny_model_path, tmp_path, {"process_reward": process_reward})
+    with pytest.raises(ConnectionError, match="the server of the scorer is gone"):
+        trainer.train()

@@ -1,0 +1,40 @@
+"""The page of traps names tests that exist, and none is left without one."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "traps.md"
+ROWS = [
+    line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ") and "| tests" not in line
+]
+
+
+def names_in(path: Path) -> set[str]:
+    """Names of the tests of a file, those of a class with the class before them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = [(f"{node.name}::", node.body) for node in tree.body if isinstance(node, ast.ClassDef)]
+    return {
+        prefix + node.name
+        for prefix, body in [("", tree.body), *classes]
+        for node in body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_every_named_test_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::([\w:]+)`", PAGE.read_text(encoding="utf-8"))
+    files = {name: names_in(Path(__file__).parent / name) for name in {name for name, _ in named}}
+    missing = [f"{file}::{test}" for file, test in named if test not in files[file]]
+    assert len(named) > 80
+    assert not missing, f"docs/traps.md names tests that do not exist: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_trap_has_a_test(row: str) -> None:
+    assert re.search(r"`test_\w+\.py::\w+", row.split(" | ")[-1]), f"no test catches: {row}"
