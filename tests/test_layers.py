@@ -36,6 +36,7 @@ TIERS: list[tuple[str, set[str]]] = [
             "answers",
             "sampling",
             "roomy_cache",
+            "row_files",
             "run_files",
             "shards",
             "timed_reward",
@@ -51,6 +52,8 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L2", {"step_search"}),
     ("L2", {"search", "beams", "rejection"}),
     ("L2", {"monte_carlo"}),
+    ("L2", {"evaluation_summary"}),
+    ("L2", {"model_comparison"}),
     ("L3", {"prl_config", "pav_config", "pav_reward_config", "process_metrics"}),
     ("L3", {"process_reward_checks", "hacking_radar", "fresh_calibration", "run_recorder"}),
     ("L3", {"process_grpo_trainer", "step_reward_func", "stepwise_dataset"}),
@@ -60,7 +63,10 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L4", {"collect_config", "collection_output", "command_options"}),
     ("L4", {"collection", "report", "plots", "experiments"}),
     ("L4", {"planted_experiment", "arithmetic_experiment"}),
-    ("L4", {"collect", "score", "split_report", "quickstart"}),
+    ("L4", {"evaluate_config"}),
+    ("L4", {"evaluation_sources", "evaluation_output"}),
+    ("L4", {"evaluation_job"}),
+    ("L4", {"collect", "evaluate", "score", "split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]
 TIER_OF = {name: tier for tier, (_, names) in enumerate(TIERS) for name in names}

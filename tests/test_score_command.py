@@ -12,7 +12,7 @@ import pytest
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl.cli import main
-from trl_prl.score import read_rows
+from trl_prl.row_files import read_rows
 from trl_prl.verifier import ProcessAdvantageVerifier
 
 

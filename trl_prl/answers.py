@@ -8,7 +8,7 @@ from typing import Any
 from trl.rewards import accuracy_reward
 
 
-def math_accuracy_reward(completions: list[Any], answer: list[str], **columns: Any) -> list[float | None]:
+def math_accuracy_reward(completions: list[Any], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Outcome reward in TRL's signature: is the answer in the completion mathematically equal to the right one?
 
     [`~trl.rewards.accuracy_reward`], which compares with math-verify, for plain text as well as for messages, and for
@@ -17,20 +17,21 @@ def math_accuracy_reward(completions: list[Any], answer: list[str], **columns: A
     Args:
         completions (`list[str]` or `list[list[dict]]`):
             Completions as text or as messages; of messages, the last one of the assistant counts.
-        answer (`list[str]`):
-            Right answers, such as `"42"` or `"\\frac{1}{2}"`.
+        answer (`list`):
+            Right answers, such as `"42"`, `42` or `"\\frac{1}{2}"`; `None` where there is none.
         **columns:
             Passed on, apart from `solution`: where a data set has worked solutions too, the answer alone is compared.
 
     Returns:
-        `list[float | None]`: 1.0 or 0.0 per completion, `None` where the right answer cannot be parsed.
+        `list[float | None]`: 1.0 or 0.0 per completion, `None` where the right answer is absent or cannot be parsed.
 
     Raises:
         `ImportError`: if math-verify is not installed.
     """
     messages = [[{"role": "assistant", "content": final_text(completion)}] for completion in completions]
     columns.pop("solution", None)  # TRL's name for the right answer
-    return accuracy_reward(messages, solution=answer, **columns)
+    texts = ["" if entry is None else str(entry) for entry in answer]
+    return accuracy_reward(messages, solution=texts, **columns)
 
 
 def exact_match_reward(completions: list[Any], answer: list[Any], **columns: Any) -> list[float]:

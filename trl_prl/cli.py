@@ -31,6 +31,7 @@ class Command(Protocol):
 # Name of the subcommand: its module, and what `trl-prl --help` says about it.
 COMMANDS = {
     "collect": ("collect", "estimate the value of each step by rollouts, as data for a verifier"),
+    "evaluate": ("evaluate", "measure how often models are right: avg@n, pass@k, votes and best-of-n with intervals"),
     "quickstart": ("quickstart", "train small policies with process rewards on the CPU and compare them with GRPO"),
     "score": ("score", "score the steps of solutions in a file with a trained verifier"),
     "split-report": ("split_report", "show how a splitter cuts the completions in a file into steps"),

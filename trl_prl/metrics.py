@@ -104,7 +104,8 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int
 
     The exact mean over all subsets of size k and all orders in them, with the vote of
     [Wang et al.](https://huggingface.co/papers/2203.11171) where the first of the most frequent answers wins, so that
-    ties are split evenly. It does not depend on the order of the samples. At `k = 1` it is the mean accuracy.
+    ties are split evenly. It does not depend on the order of the samples. At `k = 1` it is the mean accuracy, where
+    every sample has an answer.
 
     Computed from the counts of the answers: with independent binomial counts of rate `k / n`, conditioned on their sum
     being k, the counts are those of a random subset.

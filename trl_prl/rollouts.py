@@ -247,25 +247,61 @@ class Roller:
         return b"".join(self.token_pieces.pieces(ids)).decode("utf-8", "replace")
 
     def _check(self, completions: Sequence[Prefix]) -> list[bool | None]:
-        if not completions:
-            return []
-        problems = [self.problems[i] for i, _ in completions]
-        texts = [self.text(ids) for _, ids in completions]
-        rewards = self.reward(
-            prompts=[problem.prompt for problem in problems],
-            completions=[
-                text if isinstance(problem.prompt, str) else [{"role": "assistant", "content": text}]
-                for problem, text in zip(problems, texts, strict=True)
-            ],
-            completion_ids=[list(ids) for _, ids in completions],
-            **{name: [problem.columns[name] for problem in problems] for name in problems[0].columns},
+        return check_outcomes(
+            [self.problems[i] for i, _ in completions],
+            [self.text(ids) for _, ids in completions],
+            [list(ids) for _, ids in completions],
+            self.reward,
+            self.threshold,
         )
-        if len(rewards) != len(texts):
-            raise ValueError(
-                f"The outcome reward returned {len(rewards)} rewards for {len(texts)} completions, so they cannot be "
-                "told apart. Return one per completion, None for one that cannot be checked."
-            )
-        return [None if r is None or math.isnan(r) else bool(r > self.threshold) for r in rewards]
+
+
+def check_outcomes(
+    problems: Sequence[Problem],
+    completions: Sequence[Any],
+    completion_ids: Sequence[list[int]],
+    reward: OutcomeReward,
+    threshold: float = 0.5,
+) -> list[bool | None]:
+    """Check completions with an outcome reward, as TRL's trainers call it.
+
+    Args:
+        problems (`Sequence[Problem]`):
+            Problem of each completion, all with the same columns.
+        completions (`Sequence`):
+            Completions as texts or messages; a text whose prompt is a list of messages becomes one of the assistant.
+        completion_ids (`Sequence[list[int]]`):
+            Their token ids.
+        reward ([`OutcomeReward`]):
+            Outcome reward. What it raises is raised: an error in a check is no wrong answer.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Rewards above it are correct.
+
+    Returns:
+        `list[bool | None]`: Outcome of each completion; `None` for one that could not be checked.
+
+    Raises:
+        `ValueError`: When the reward returns another number than asked.
+    """
+    if not problems:
+        return []
+    rewards = reward(
+        prompts=[problem.prompt for problem in problems],
+        completions=[
+            completion
+            if isinstance(problem.prompt, str) or not isinstance(completion, str)
+            else [{"role": "assistant", "content": completion}]
+            for problem, completion in zip(problems, completions, strict=True)
+        ],
+        completion_ids=list(completion_ids),
+        **{name: [problem.columns[name] for problem in problems] for name in problems[0].columns},
+    )
+    if len(rewards) != len(completions):
+        raise ValueError(
+            f"The outcome reward returned {len(rewards)} rewards for {len(completions)} completions, so they cannot "
+            "be told apart. Return one per completion, None for one that cannot be checked."
+        )
+    return [None if r is None or math.isnan(r) else bool(r > threshold) for r in rewards]
 
 
 def measure(

@@ -6,11 +6,8 @@ trl-prl score --verifier my-org/my-pav --file solutions.jsonl --output scored.js
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trl_prl.steps import get_splitter, split_text
+from trl_prl.row_files import ROWS_PER_CHUNK, check_suffix, read_rows, write_rows
 from trl_prl.verifier import ProcessAdvantageVerifier
-
-
-ROWS_PER_CHUNK = 64
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+from trl_prl.verifier_loading import text_splitter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     verifier = ProcessAdvantageVerifier.from_pretrained(
         args.verifier, device=args.device or _default_device(), dtype=args.dtype, max_batch_tokens=args.batch_tokens
     )
-    split = _splitter(args.splitter, verifier)
+    split = text_splitter(verifier, args.splitter)
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("scoring"),
@@ -163,111 +157,12 @@ def score_rows(
     return scored
 
 
-def read_rows(path: Path) -> tuple[Iterator[dict[str, Any]], int | None]:
-    """Read a file of rows without holding it in memory.
-
-    Args:
-        path (`Path`):
-            JSON lines, gzipped or not, or Parquet.
-
-    Returns:
-        `tuple[Iterator[dict], int | None]`: The rows, and how many there are, where the file says it.
-
-    Raises:
-        `ValueError`: If the name has another ending, or a line is not a JSON object.
-        `OSError`: If there is no such file.
-    """
-    if path.name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        file = pyarrow.parquet.ParquetFile(path)
-        rows = (row for batch in file.iter_batches(ROWS_PER_CHUNK) for row in batch.to_pylist())
-        return rows, int(file.metadata.num_rows)
-    _check_suffix(path)
-    path.stat()  # a missing file is reported before the verifier is loaded
-    return _json_rows(path), None
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with (gzip.open if path.name.endswith(".gz") else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"Line {number} of '{path}' is no JSON ({error}). Every line must be one JSON object. Correct or "
-                    "remove it."
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"Line {number} of '{path}' is a {type(row).__name__}, which has no columns. Every line must be "
-                    "one JSON object."
-                )
-            yield row
-
-
-@contextmanager
-def write_rows(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Open a file to write chunks of rows to.
-
-    Args:
-        path (`Path`):
-            JSON lines, gzipped or not, or Parquet, by its ending.
-
-    Yields:
-        `Callable[[list[dict]], None]`: Writes one chunk.
-    """
-    if not path.name.endswith(".parquet"):
-        with (gzip.open if path.name.endswith(".gz") else open)(path, "wt", encoding="utf-8") as file:
-            yield lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return
-    import pyarrow
-    import pyarrow.parquet
-
-    writer: Any = None
-
-    def write(rows: list[dict[str, Any]]) -> None:
-        nonlocal writer
-        if writer is None:
-            table = pyarrow.Table.from_pylist(rows)
-            # A first chunk without any value would otherwise fix the type of these columns to null.
-            numbers = pyarrow.list_(pyarrow.float64())
-            types = {"initial_value": pyarrow.float64(), "step_values": numbers, "step_advantages": numbers}
-            schema = pyarrow.schema([entry.with_type(types.get(entry.name, entry.type)) for entry in table.schema])
-            writer = pyarrow.parquet.ParquetWriter(path, schema)
-        writer.write_table(pyarrow.Table.from_pylist(rows, schema=writer.schema))
-
-    try:
-        yield write
-    finally:
-        if writer is not None:
-            writer.close()
-
-
-def _splitter(name: str | None, verifier: ProcessAdvantageVerifier) -> Callable[[str], list[str]]:
-    settings = verifier.settings
-    name = name or settings.step_splitter or "newline"
-    splitter = get_splitter(name, step_length=settings.step_length)
-    tokenizer = verifier.tokenizer if name == "fixed" else None
-    return lambda text: split_text(splitter, text, tokenizer)
-
-
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _check_suffix(path: Path) -> None:
-    if not path.name.endswith((*JSON_SUFFIXES, ".parquet")):
-        raise ValueError(
-            f"'{path}' ends with none of the formats that are read and written. Use a name that ends with .jsonl, "
-            ".jsonl.gz or .parquet."
-        )
-
-
 def _check_output(path: Path, overwrite: bool, source: Path) -> None:
-    _check_suffix(path)
+    check_suffix(path)
     if path.exists() and (not overwrite or path.samefile(source)):
         raise ValueError(
             f"'{path}' exists, and would be lost. Give another --output, or --overwrite where it is not the input."

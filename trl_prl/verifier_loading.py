@@ -1,15 +1,18 @@
-"""Loading a verifier's model from a checkpoint or an adapter, and fitting its calibration."""
+"""Loading a verifier's model from a checkpoint or an adapter, fitting its calibration, cutting text as it wants it."""
 
 from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+
+from trl_prl.steps import get_splitter, split_text
 
 
 # Any of these holds a tokenizer.
@@ -197,3 +200,25 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     log_slope, offset = parameters.tolist()
     return math.exp(-log_slope), offset
+
+
+def text_splitter(verifier: Any, name: str | None = None) -> Callable[[str], list[str]]:
+    """A function that cuts plain text into the steps that a verifier scores.
+
+    Args:
+        verifier ([`ProcessAdvantageVerifier`]):
+            The verifier.
+        name (`str`, *optional*):
+            Name of the splitter, see [`get_splitter`]; the one stored with the verifier by default.
+
+    Returns:
+        `Callable[[str], list[str]]`: The steps of a text; joined, they are the text.
+
+    Raises:
+        `ValueError`: If there is no such splitter.
+    """
+    settings = verifier.settings
+    name = name or settings.step_splitter or "newline"
+    splitter = get_splitter(name, step_length=settings.step_length)
+    tokenizer = verifier.tokenizer if name == "fixed" else None
+    return lambda text: split_text(splitter, text, tokenizer)
