@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from .experiments import OnStep, cpu_fields, train_quietly
 from .metrics import mean_pass_at_k
@@ -18,6 +19,7 @@ from .pav_config import PAVConfig
 from .pav_trainer import PAVTrainer
 from .prl_config import PRLConfig
 from .prl_trainer import PRLTrainer
+from .process_grpo_trainer import ProcessGRPOTrainer
 from .tasks.arithmetic import (
     LONG_NUM_TERMS,
     MAIN_NUM_TERMS,
@@ -149,17 +151,22 @@ class Method:
     coefficient: float = 0.0
 
 
-def training_problems(num_problems: int, seed: int) -> Dataset:
-    """Training problems: half of ordinary length, half long, in random order."""
+def training_problems(num_problems: int, seed: int, split: Split = "train") -> Dataset:
+    """Problems to train on: half of ordinary length, half long, in random order."""
     halves = [
-        arithmetic_dataset("train", num_problems - num_problems // 2, seed, MAIN_NUM_TERMS),
-        arithmetic_dataset("train", num_problems // 2, seed, LONG_NUM_TERMS),
+        arithmetic_dataset(split, num_problems - num_problems // 2, seed, MAIN_NUM_TERMS),
+        arithmetic_dataset(split, num_problems // 2, seed, LONG_NUM_TERMS),
     ]
     return concatenate_datasets(halves).shuffle(seed=seed)
 
 
 def train_arithmetic(
-    method: Method, seed: int, max_steps: int, on_step: OnStep | None = None
+    method: Method,
+    seed: int,
+    max_steps: int,
+    on_step: OnStep | None = None,
+    output_dir: Path | None = None,
+    num_eval_problems: int = 0,
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train the shipped base policy on arithmetic problems, eight problems and eight samples each per optimizer step.
 
@@ -174,12 +181,18 @@ def train_arithmetic(
             Optimizer steps.
         on_step (`Callable`, *optional*):
             Called with every optimizer step's number and metrics.
+        output_dir (`Path`, *optional*):
+            Folder to leave the record of the run in, for `trl-prl report`.
+        num_eval_problems (`int`, *optional*, defaults to `0`):
+            Problems, half of them long, on which the policy is evaluated five times during the run, so that the record
+            has the same prompts again and again. It moves the random numbers of the rollouts.
 
     Returns:
         `tuple`: The trained policy, and the metrics of every optimizer step.
     """
     classes: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
-        "GRPO": (GRPOTrainer, GRPOConfig, {"beta": 0.0}, {}),
+        # Stock GRPO to the last bit, but recorded.
+        "GRPO": (ProcessGRPOTrainer, GRPOConfig, {"beta": 0.0}, {}),
         "PRL": (PRLTrainer, PRLConfig, {"beta": method.coefficient, "step_splitter": "newline"}, {}),
         "PAV": (
             PAVTrainer,
@@ -189,9 +202,13 @@ def train_arithmetic(
         ),
     }
     trainer_class, config_class, fields, arguments = classes[method.name]
-    with tempfile.TemporaryDirectory() as output_dir:
+    if num_eval_problems:
+        fields = {**fields, "eval_strategy": "steps", "eval_steps": max(1, max_steps // 5), "eval_on_start": True}
+        arguments = {**arguments, "eval_dataset": training_problems(num_eval_problems, seed=0, split="tuning")}
+    with tempfile.TemporaryDirectory() as temporary_dir:
         args = config_class(
-            **cpu_fields(output_dir),
+            **cpu_fields(str(output_dir or temporary_dir)),
+            per_device_eval_batch_size=64,
             per_device_train_batch_size=64,
             num_generations=8,
             max_completion_length=completion_length(LONG_NUM_TERMS),

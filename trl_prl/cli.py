@@ -33,6 +33,7 @@ COMMANDS = {
     "collect": ("collect", "estimate the value of each step by rollouts, as data for a verifier"),
     "evaluate": ("evaluate", "measure how often models are right: avg@n, pass@k, votes and best-of-n with intervals"),
     "quickstart": ("quickstart", "train small policies with process rewards on the CPU and compare them with GRPO"),
+    "report": ("report", "write one HTML file that shows training runs and results"),
     "score": ("score", "score the steps of solutions in a file with a trained verifier"),
     "split-report": ("split_report", "show how a splitter cuts the completions in a file into steps"),
 }

@@ -128,7 +128,8 @@ class RunRecorder(TrainerCallback):
             return
         step_ids, advantages = inputs["step_ids"], inputs["advantages"]
         ends = step_end_mask(step_ids)
-        if advantages.dim() == 1:
+        has_process_part = advantages.dim() == 2
+        if not has_process_part:
             advantages = advantages.unsqueeze(1).expand(step_ids.shape)
         numbers = {"step_advantages": advantages}
         if inputs.get("ref_per_token_logps") is not None:
@@ -137,7 +138,7 @@ class RunRecorder(TrainerCallback):
             row = self._open[mode].pop(i, None)
             if row is not None:
                 row.update({name: rounded(values[index][ends[index]].tolist()) for name, values in numbers.items()})
-                if row["step_rewards"] is None and row["outcome_advantage"] is not None:
+                if row["step_rewards"] is None and has_process_part:
                     outcome = row["outcome_advantage"]
                     row["step_rewards"] = [
                         None if value is None else round(value - outcome, 6) for value in row["step_advantages"]

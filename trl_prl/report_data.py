@@ -1,0 +1,277 @@
+"""Gathers what a report shows from folders and files of any mix of results."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from .report_files import (
+    as_prompt,
+    diagnosis_result,
+    evaluation_result,
+    other_result,
+    read_json_rows,
+    read_parquet_rows,
+    search_problem,
+    solution,
+    verifier_result,
+)
+from .report_runs import (
+    METRIC_INFO,
+    curves,
+    evenly,
+    evenly_by_rollout,
+    find_runs,
+    group_runs,
+    load_run,
+    prompt_numbers,
+    run_completions,
+)
+from .run_files import FOLDER, RecordedRun, clean
+
+
+ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
+# Of a file of solutions or searches, no more rows than this are read.
+MAX_FILE_ROWS = 200_000
+
+
+@dataclass
+class ReportData:
+    """What a report shows, as JSON values.
+
+    Args:
+        max_completions (`int`, *optional*, defaults to `5000`):
+            Completions and searched problems to show; of more, evenly spaced ones are taken from each source.
+    """
+
+    max_completions: int = 5000
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    recorded: list[tuple[RecordedRun, int]] = field(default_factory=list)
+    solutions: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    searches: list[dict[str, Any]] = field(default_factory=list)
+    verifiers: list[dict[str, Any]] = field(default_factory=list)
+    diagnoses: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    # ---- reading ----
+
+    def add(self, path: Path) -> None:
+        """Read a file, or everything in a folder that is known.
+
+        Raises:
+            `ValueError`: if there is nothing a report could show.
+        """
+        before = len(self.sources)
+        if path.is_dir():
+            self._add_folder(path)
+        else:
+            self._add_file(path, asked_for=True)
+        if len(self.sources) == before:
+            raise ValueError(
+                f"{path} holds nothing a report can show. Pass the `output_dir` of a training run, or what the "
+                "commands `quickstart`, `search`, `evaluate`, `evaluate-verifier`, `diagnose`, `collect` or `score` "
+                "of trl-prl wrote."
+            )
+
+    def _add_folder(self, folder: Path) -> None:
+        runs = find_runs(folder)
+        for run in runs:
+            self._add_run(run)
+        inside = {run / name for run in runs for name in (FOLDER, "completions")}
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        for path in files:
+            hidden = any(part.startswith((".", "checkpoint-")) or part == "shards" for part in path.parts)
+            if not hidden and not inside & set(path.parents):
+                self._add_file(path, asked_for=False)
+
+    def _source(self, path: Path, kind: str, note: str = "") -> int:
+        self.sources.append({"label": str(path), "kind": kind, "note": note})
+        return len(self.sources) - 1
+
+    def _add_run(self, folder: Path) -> None:
+        run = load_run(folder)
+        kind = "training run" if run.manifest.get("format") else "training run, from a checkpoint's log"
+        notes = [f"{len(run.metrics)} log entries", f"{len(run.completions)} completions"]
+        if run.num_superseded:
+            notes.append(f"{run.num_superseded} rows left out that a resumed run did again")
+        if run.num_unreadable:
+            notes.append(f"{run.num_unreadable} unreadable lines")
+            self.warnings.append(f"{folder}: {run.num_unreadable} unreadable lines were passed over.")
+        self.recorded.append((run, self._source(folder, kind, ", ".join(notes))))
+
+    def _add_file(self, path: Path, asked_for: bool) -> None:
+        try:
+            if path.suffix == ".json":
+                self._add_json(path, json.loads(path.read_text(encoding="utf-8")), asked_for)
+            elif path.name.endswith(ROW_FILES):
+                rows = read_parquet_rows(path) if path.suffix == ".parquet" else read_json_rows(path)
+                self._add_rows(path, islice(rows, MAX_FILE_ROWS), asked_for)
+        except ValueError as error:
+            if asked_for:
+                raise ValueError(
+                    f"{path} cannot be read as results: {error}. Pass a file that a command of this package wrote."
+                ) from error
+            self.warnings.append(f"{path} cannot be read and is left out: {error}.")
+
+    def _add_json(self, path: Path, data: Any, asked_for: bool) -> None:
+        kind = data.get("kind") if isinstance(data, Mapping) else None
+        readers: dict[str, tuple[list[dict[str, Any]], Callable[[Mapping[str, Any], str], dict[str, Any]], str]] = {
+            "evaluation": (self.evaluations, evaluation_result, "evaluation"),
+            "verifier_evaluation": (self.verifiers, verifier_result, "evaluation of a verifier"),
+            "diagnosis": (self.diagnoses, diagnosis_result, "diagnosis of provers"),
+        }
+        if kind in readers:
+            results, reader, name = readers[kind]
+            results.append(reader(data, path.stem))
+            self._source(path, name)
+        elif kind == "search":
+            self._add_search(path, data)
+        elif isinstance(data, Mapping) and {"planted", "arithmetic"} <= data.keys():
+            self.figures += quickstart_figures(data)
+            self._source(path, "quickstart", f"seed {data.get('seed')}")
+        elif kind is not None or asked_for:
+            self.others.append(other_result(data, str(path)))
+            self._source(path, f"results of kind {kind}" if kind else "JSON")
+
+    def _add_search(self, path: Path, data: Mapping[str, Any]) -> None:
+        """A summary of searches, with their rows where they are in the same file."""
+        rows = data.get("results", data.get("rows", data.get("problems")))
+        problems = [search_problem(row) for row in rows or [] if isinstance(row, Mapping)]
+        points = data.get("points", data.get("curve", data.get("curves")))
+        points = points if isinstance(points, list) else []
+        self.searches.append(
+            {"label": path.stem, "problems": problems, "points": [row for row in points if isinstance(row, Mapping)]}
+        )
+        self._source(path, "search", f"{len(problems)} problems, {len(points)} points")
+
+    def _add_rows(self, path: Path, rows: Iterable[Mapping[str, Any]], asked_for: bool) -> None:
+        iterator = iter(rows)
+        first = next(iterator, None)
+        if first is None:
+            return
+        everything = chain([first], iterator)
+        if "tree" in first or "nodes" in first or "candidates" in first:
+            problems = [search_problem(row) for row in everything]
+            self.searches.append({"label": path.stem, "problems": problems, "points": []})
+            self._source(path, "search", f"{len(problems)} problems")
+        elif solution(first, 0, 0) is not None:
+            found = [dict(row) for row in everything]
+            source = self._source(path, "solutions with step values", f"{len(found)} solutions")
+            self.solutions.append((source, found))
+        elif asked_for:
+            self.others.append(other_result([dict(row) for row in islice(everything, 50)], str(path)))
+            self._source(path, "rows", "the first 50 rows as they are")
+
+    # ---- putting together ----
+
+    def payload(self) -> dict[str, Any]:
+        """Everything as the page's script wants it, as JSON values."""
+        runs = [run for run, _ in self.recorded]
+        groups = group_runs(runs)
+        labels = {index: run_label(group, runs[index]) for group in groups for index in group["runs"]}
+        completions, prompts = self._completions()
+        shown = sum(len(search["problems"]) for search in self.searches)
+        searches = [
+            search | {"problems": evenly(search["problems"], self._share(len(search["problems"]), shown))}
+            for search in self.searches
+        ]
+        payload = {
+            "sources": self.sources,
+            "warnings": self.warnings,
+            "groups": groups,
+            "runs": [
+                {"label": labels[index], "seed": run.manifest.get("seed"), "metrics": curves(run)}
+                for index, run in enumerate(runs)
+            ],
+            "metricInfo": METRIC_INFO,
+            "prompts": list(prompts),
+            "completions": completions,
+            "searches": searches,
+            "verifiers": self.verifiers,
+            "diagnoses": self.diagnoses,
+            "evaluations": self.evaluations,
+            "figures": self.figures,
+            "others": self.others,
+        }
+        cleaned: dict[str, Any] = clean(payload)
+        return cleaned
+
+    def _share(self, count: int, total: int) -> int:
+        return count if total <= self.max_completions else max(1, count * self.max_completions // total)
+
+    def _completions(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        total = sum(len(run.completions) for run, _ in self.recorded) + sum(len(rows) for _, rows in self.solutions)
+        if total > self.max_completions:
+            self.warnings.append(
+                f"About {self.max_completions:,} of {total:,} completions are shown, evenly spaced over each source; "
+                "--max-completions changes that."
+            )
+        prompts: dict[str, int] = {}
+        completions: list[dict[str, Any]] = []
+        for index, (run, source) in enumerate(self.recorded):
+            kept = evenly_by_rollout(run.completions, self._share(len(run.completions), total))
+            prompt_numbers((str(row.get("prompt", "")) for row in kept), prompts)
+            trimmed = RecordedRun(run.folder, run.manifest, completions=kept)
+            completions += run_completions(trimmed, index, source, prompts)
+        for source, rows in self.solutions:
+            for row in evenly(rows, self._share(len(rows), total)):
+                text = as_prompt(row.get("prompt"))
+                found = solution(row, prompt_numbers([text], prompts)[text], source)
+                if found is not None:
+                    completions.append(found)
+        return completions, prompts
+
+
+def run_label(group: Mapping[str, Any], run: RecordedRun) -> str:
+    """Name of one run of a group."""
+    seed = run.manifest.get("seed")
+    if len(group["runs"]) == 1 or seed is None:
+        return str(group["label"])
+    repeated = Counter(group["seeds"])[seed] > 1
+    return f"{group['label']}, seed {seed}" + (f" ({run.folder.name})" if repeated else "")
+
+
+def quickstart_figures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Curves and the table of `trl-prl quickstart`."""
+    planted = data["planted"] if isinstance(data["planted"], Mapping) else {}
+    arithmetic = data["arithmetic"] if isinstance(data["arithmetic"], Mapping) else {}
+
+    def line(name: str, curve: Sequence[float]) -> dict[str, Any]:
+        return {"label": name, "x": list(range(1, len(curve) + 1)), "mean": list(curve)}
+
+    columns = list(dict.fromkeys(name for row in arithmetic.values() for name in row.get("scores", {})))
+    learned = {name: row["curve"] for name, row in arithmetic.items() if row.get("curve")}
+    return [
+        {
+            "title": "Planted sub-sequence: accuracy in training",
+            "hint": "mean over 5 optimizer steps",
+            "window": 5,
+            "percent": True,
+            "x_name": "optimizer step",
+            "lines": [line(name, curve) for name, curve in planted.items()],
+        },
+        {
+            "title": "Arithmetic: accuracy in training",
+            "hint": "mean over 20 optimizer steps, half of the problems long",
+            "window": 20,
+            "percent": True,
+            "x_name": "optimizer step",
+            "lines": [line(name, curve) for name, curve in learned.items()],
+        },
+        {
+            "title": "Arithmetic: held-out problems",
+            "hint": "percent, before training and after training with each method",
+            "columns": ["policy", *columns],
+            "rows": [
+                [name, *(row.get("scores", {}).get(column) for column in columns)] for name, row in arithmetic.items()
+            ],
+        },
+    ]

@@ -1,0 +1,187 @@
+"""The report's figures as PNG and SVG files, for papers. matplotlib is imported when a figure is drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .plots import STYLES, moving_average, new_figure
+
+
+Payload = Mapping[str, Any]
+Figure = tuple[str, Any]
+
+
+def write_figures(payload: Payload, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Draw every figure that the report's data has something for.
+
+    Args:
+        payload (`Mapping`):
+            What the report shows, as [`~report_data.ReportData.payload`] returns it.
+        folder (`Path`):
+            Folder of the figures; made if absent.
+        formats (`Sequence[str]`):
+            `"png"`, `"svg"`, or both.
+
+    Returns:
+        `list[Path]`: The files.
+
+    Raises:
+        `ImportError`: if matplotlib is not installed.
+        `ValueError`: if there is nothing to draw.
+    """
+    figures = [*training_figures(payload), *file_figures(payload), *verifier_figures(payload)]
+    figures += [*prover_figures(payload), *evaluation_figures(payload)]
+    if not figures:
+        raise ValueError(
+            f"Figures were asked for ({', '.join(formats)}), but what was passed has no curves. Pass training runs or "
+            "results of evaluations, or ask for `--format html` alone."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in figures:
+        for extension in formats:
+            path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name).strip('_')}.{extension}"
+            figure.savefig(path, dpi=200)
+            written.append(path)
+    return written
+
+
+def one_panel(title: str, xlabel: str, ylabel: str = "") -> tuple[Any, Any]:
+    """A figure with one panel and its labels."""
+    figure, (axis,) = new_figure(1, width=5.2, height=3.4)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure, axis
+
+
+def draw_line(axis: Any, index: int, label: str, x: Any, y: Any, band: tuple[Any, Any] | None = None) -> None:
+    """Draw one line told apart by colour, dash and marker, with a band where there is a spread."""
+    style = STYLES[index % len(STYLES)]
+    axis.plot(x, y, label=label, markevery=max(1, len(x) // 8), markersize=4, **style)
+    if band is not None:
+        axis.fill_between(x, *band, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def over_seeds(series: Sequence[Sequence[Sequence[float]]], window: int) -> tuple[Any, Any, Any, Any]:
+    """Mean, lowest and highest over runs at every x that any of them has.
+
+    Args:
+        series (`Sequence`):
+            For each run its positions and values.
+        window (`int`):
+            Moving average over this many points of each run.
+
+    Returns:
+        `tuple[np.ndarray, ...]`: Positions, means, lowest and highest values.
+    """
+    at: dict[float, list[float]] = {}
+    for xs, ys in series:
+        for x, y in zip(xs, moving_average(ys, window), strict=True):
+            at.setdefault(x, []).append(float(y))
+    positions = sorted(at)
+    rows = [at[x] for x in positions]
+    middle, low, high = (np.array([reduce(row) for row in rows]) for reduce in (np.mean, min, max))
+    return np.array(positions), middle, low, high
+
+
+def training_figures(payload: Payload) -> Iterable[Figure]:
+    """One figure for each of the metrics that the report shows first."""
+    for split in ("train", "eval"):
+        for metric, (title, _) in payload["metricInfo"].items():
+            found = []
+            for index, group in enumerate(payload["groups"]):
+                runs = [payload["runs"][i]["metrics"][split].get(metric) for i in group["runs"]]
+                series = [run for run in runs if run and run[0]]
+                if series:
+                    found.append((index, group["label"], series))
+            if not found:
+                continue
+            suffix = ", evaluation" if split == "eval" else ""
+            figure, axis = one_panel(title + suffix, "optimizer step")
+            for index, label, series in found:
+                window = 1 if split == "eval" else max(1, round(max(len(xs) for xs, _ in series) / 25))
+                x, middle, low, high = over_seeds(series, window)
+                draw_line(axis, index, label, x, middle, (low, high) if len(series) > 1 else None)
+            axis.legend(frameon=False, fontsize=8)
+            yield f"{split}-{metric}", figure
+
+
+def file_figures(payload: Payload) -> Iterable[Figure]:
+    """Curves that files bring along, such as those of the quickstart."""
+    for found in payload["figures"]:
+        if "lines" not in found:
+            continue
+        scale = 100.0 if found.get("percent") else 1.0
+        figure, axis = one_panel(found["title"], found.get("x_name", ""), "%" if found.get("percent") else "")
+        for index, line in enumerate(found["lines"]):
+            values = scale * moving_average(line["mean"], found.get("window", 1))
+            draw_line(axis, index, line["label"], line["x"], values)
+        axis.legend(frameon=False, fontsize=8)
+        yield found["title"], figure
+
+
+def verifier_figures(payload: Payload) -> Iterable[Figure]:
+    """Calibration of each verifier."""
+    for verifier in payload["verifiers"]:
+        bins = [b for b in verifier["bins"] if b["predicted"] is not None and b["observed"] is not None]
+        if not bins:
+            continue
+        figure, axis = one_panel(f"Calibration of {verifier['label']}", "predicted value", "observed success")
+        axis.plot([0, 1], [0, 1], color="#999999", linestyle=":", label="perfect")
+        band = None
+        if all(b["low"] is not None and b["high"] is not None for b in bins):
+            band = ([b["low"] for b in bins], [b["high"] for b in bins])
+        draw_line(axis, 0, "observed", [b["predicted"] for b in bins], [b["observed"] for b in bins], band)
+        axis.legend(frameon=False, fontsize=8)
+        yield f"calibration-{verifier['label']}", figure
+
+
+def prover_figures(payload: Payload) -> Iterable[Figure]:
+    """Both terms of Theorem 3.1 and what follows from them, over K, one line per prover."""
+    for diagnosis in payload["diagnoses"]:
+        for name in ("gain", "distinguishability", "alignment", "sum"):
+            points: dict[str, list[tuple[float, Mapping[str, float]]]] = {}
+            for candidate in diagnosis["candidates"]:
+                found = candidate["numbers"].get(name)
+                if found and found["value"] is not None and candidate["k"] is not None:
+                    points.setdefault(candidate["prover"], []).append((candidate["k"], found))
+            if not points:
+                continue
+            figure, axis = one_panel(name, "K of Best-of-K")
+            for index, (prover, rows) in enumerate(points.items()):
+                rows.sort(key=lambda row: row[0])
+                draw_estimates(axis, index, prover, rows)
+            axis.legend(frameon=False, fontsize=8)
+            yield f"prover-{diagnosis['label']}-{name}", figure
+
+
+def evaluation_figures(payload: Payload) -> Iterable[Figure]:
+    """pass@k and maj@k over k, one line per model."""
+    for evaluation in payload["evaluations"]:
+        for kind in ("pass", "maj"):
+            figure, axis = one_panel(f"{kind}@k", "k")
+            num_points = 0
+            for index, model in enumerate(evaluation["models"]):
+                rows = [
+                    (float(name.partition("@")[2]), found)
+                    for name, found in model["metrics"].items()
+                    if re.fullmatch(rf"{kind}@\d+", name) and found["value"] is not None
+                ]
+                if rows:
+                    draw_estimates(axis, index, model["name"], sorted(rows, key=lambda row: row[0]))
+                num_points = max(num_points, len(rows))
+            if num_points > 1:
+                axis.legend(frameon=False, fontsize=8)
+                yield f"{evaluation['label']}-{kind}_at_k", figure
+
+
+def draw_estimates(axis: Any, index: int, label: str, rows: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+    """Draw a line through estimates, with a band where all of them have intervals."""
+    band = None
+    if all(found["low"] is not None and found["high"] is not None for _, found in rows):
+        band = ([found["low"] for _, found in rows], [found["high"] for _, found in rows])
+    draw_line(axis, index, label, [x for x, _ in rows], [found["value"] for _, found in rows], band)
