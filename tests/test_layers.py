@@ -28,7 +28,7 @@ TIERS: list[tuple[str, set[str]]] = [
             "resampling",
         },
     ),
-    ("L0", {"markdown_splitter", "advantages", "aggregation"}),
+    ("L0", {"markdown_splitter", "advantages", "aggregation", "calibration"}),
     ("L0", {"steps", "advantage_baselines"}),
     (
         "L1",
@@ -53,7 +53,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L2", {"search", "beams", "rejection"}),
     ("L2", {"monte_carlo"}),
     ("L2", {"evaluation_summary"}),
-    ("L2", {"model_comparison"}),
+    ("L2", {"model_comparison", "verifier_evaluation"}),
     ("L3", {"prl_config", "pav_config", "pav_reward_config", "process_metrics"}),
     ("L3", {"process_reward_checks", "hacking_radar", "fresh_calibration", "run_recorder"}),
     ("L3", {"process_grpo_trainer", "step_reward_func", "stepwise_dataset"}),
@@ -68,7 +68,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L4", {"evaluate_config"}),
     ("L4", {"evaluation_sources", "evaluation_output"}),
     ("L4", {"evaluation_job"}),
-    ("L4", {"collect", "evaluate", "score", "split_report", "quickstart"}),
+    ("L4", {"collect", "evaluate", "evaluate_verifier", "score", "split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]
 TIER_OF = {name: tier for tier, (_, names) in enumerate(TIERS) for name in names}

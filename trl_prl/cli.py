@@ -32,6 +32,10 @@ class Command(Protocol):
 COMMANDS = {
     "collect": ("collect", "estimate the value of each step by rollouts, as data for a verifier"),
     "evaluate": ("evaluate", "measure how often models are right: avg@n, pass@k, votes and best-of-n with intervals"),
+    "evaluate-verifier": (
+        "evaluate_verifier",
+        "compare the step values of a verifier with labels: F1, AUROC, calibration",
+    ),
     "quickstart": ("quickstart", "train small policies with process rewards on the CPU and compare them with GRPO"),
     "report": ("report", "write one HTML file that shows training runs and results"),
     "score": ("score", "score the steps of solutions in a file with a trained verifier"),

@@ -248,7 +248,7 @@ def group_rows(rows: Sequence[Row], column: str) -> dict[str, list[int]]:
         cuts = np.quantile(known, np.linspace(0, 1, _MAX_GROUPS + 1)[1:-1])
         places = [None if value is None else int(np.searchsorted(cuts, value, side="left")) for value in values]
         labels = {
-            place: f"{min(members):g} to {max(members):g}"
+            place: f"{min(members):g} to {max(members):g}" if min(members) < max(members) else f"{members[0]:g}"
             for place in sorted({place for place in places if place is not None})
             if (members := [value for value, other in zip(values, places, strict=True) if other == place])
         }
