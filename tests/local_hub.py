@@ -90,6 +90,9 @@ def make_handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
             if path == "/api/whoami-v2":
                 self.answer(200, {"name": "me", "type": "user", "orgs": []})
                 return
+            if re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/[^/]+/.+", path):
+                self.answer(404, X_Error_Code="EntryNotFound")  # no repository here has folders
+                return
             found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
             files = hub.repos.get(("model", found[1]), {}).get("files") if found else None
             if found is None or files is None:

@@ -52,7 +52,7 @@ def test_collected_values_are_pushed_with_their_card(hub: LocalHub, tmp_path: Pa
     assert {"prompt", "completions", "labels"} <= set(rows.column_names)
 
 
-def test_a_pushed_verifier_is_had_by_its_id(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_pushed_verifier_is_had_by_its_id(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(arithmetic_policy_path())
     args = make_verifier_args(tmp_path / "out", hub_model_id="me/my-pav", prover="mine", max_steps=1)
     trainer = PAVRewardTrainer(
@@ -70,7 +70,13 @@ def test_a_pushed_verifier_is_had_by_its_id(hub: LocalHub, tmp_path: Path) -> No
     verifier = ProcessAdvantageVerifier.from_pretrained("me/my-pav")
     assert verifier.settings.prover == "mine"
     prompts, steps = ["1+2="], [["3\n", "#3"]]
-    assert verifier(prompts, steps)[0] == pytest.approx(trainer.verifier(prompts, steps)[0], abs=1e-6)
+    expected = trainer.verifier(prompts, steps)[0]
+    assert verifier(prompts, steps)[0] == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    cached = ProcessAdvantageVerifier.from_pretrained("me/my-pav")
+    assert cached(prompts, steps)[0] == pytest.approx(expected, abs=1e-6)
+    assert not hub.requests
 
 
 def test_an_id_that_the_hub_does_not_know_is_explained(hub: LocalHub) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+from transformers.utils import find_adapter_config_file
 
 from trl_prl.steps import get_splitter, split_text
 
@@ -150,13 +151,8 @@ def check_causal(model: Any) -> None:
 def _is_adapter(path: str | Path, revision: str | None) -> bool:
     if Path(path).is_dir():
         return (Path(path) / "adapter_config.json").is_file()
-    from huggingface_hub import file_exists
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return bool(file_exists(str(path), "adapter_config.json", revision=revision))
-    except (HfHubHTTPError, OfflineModeIsEnabled):
-        return False  # a whole model may still be in the cache
+    # Without a connection it looks in the cache, and finds none rather than failing.
+    return find_adapter_config_file(str(path), revision=revision) is not None
 
 
 def _load_merged_adapter(path: str | Path, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
