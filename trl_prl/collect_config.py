@@ -27,6 +27,7 @@ class CollectConfig(JobConfig):
     strategy: Literal["iid", "first_pit"] = option("iid", "'iid' or 'first_pit' (PAV, App. D)")
     n_cov: int = option(4, "seed rollouts per prompt")
     n_mc: int = option(20, "rollouts per prefix; with --adaptive, the most")
+    n_branch: int = option(0, "further next steps from every prefix, as `trl-prl diagnose` needs them")
     adaptive: bool = option(False, "end the rollouts of a prefix once its value is settled")
     tolerance: float = option(0.02, "with --adaptive: standard deviation per rollout at which a value is settled")
     rule_confidence: float = option(0.5, "joint coverage of all looks of the adaptive rule")
@@ -59,5 +60,10 @@ class CollectConfig(JobConfig):
                 self.tolerance, min(self.n_probe, self.n_mc), self.n_mc, self.rule_confidence, "wilson"
             )
         return MonteCarloParams(
-            n_cov=self.n_cov, n_mc=n_mc, strategy=self.strategy, n_probe=self.n_probe, unfinished=self.unfinished
+            n_cov=self.n_cov,
+            n_mc=n_mc,
+            strategy=self.strategy,
+            n_probe=self.n_probe,
+            unfinished=self.unfinished,
+            n_branch=self.n_branch,
         )

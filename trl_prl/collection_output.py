@@ -35,6 +35,7 @@ _COLUMNS = {
     "outcome": pa.float64(),
     "finish_reason": pa.string(),
     "num_seeds": pa.int64(),
+    "branch_at": pa.int64(),
     "rest": pa.string(),
 }
 RESERVED_COLUMNS = {*_COLUMNS, "prompt"}

@@ -28,6 +28,8 @@ class Trace:
             Steps whose values are measured: all of them, or those up to the pit.
         count (`int`):
             How many seeds of the problem had exactly these ids.
+        branch_at (`int`, *optional*):
+            For a next step that was drawn from a seed's prefix: the number of steps of that prefix.
     """
 
     problem: int
@@ -35,6 +37,7 @@ class Trace:
     prefixes: list[tuple[int, ...]]
     num_kept: int
     count: int = 1
+    branch_at: int | None = None
 
     def key(self, num_steps: int) -> Prefix:
         """The prefix of so many steps; none is the prompt."""

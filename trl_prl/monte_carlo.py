@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from trl_prl.branches import draw_branches, label_once
 from trl_prl.first_pit import Trace, best_probes, find_pits, is_wrong, measure_to_pits
 from trl_prl.intervals import SequentialRule
 from trl_prl.metrics import pass_at_k
@@ -46,6 +47,9 @@ class MonteCarloParams:
         unfinished (`str`, *optional*, defaults to `"exclude"`):
             What rollouts are that reach the length limit: `"exclude"` leaves them out of the fraction, `"wrong"`
             counts them as wrong. They are counted apart in either case.
+        n_branch (`int`, *optional*, defaults to `0`):
+            Further next steps drawn from every prefix of every seed and measured: siblings of the seeds' own steps,
+            which a diagnosis of provers needs. Only with `"iid"`.
 
     Raises:
         `ValueError`: When a number or a name is not one of these.
@@ -57,6 +61,7 @@ class MonteCarloParams:
     n_probe: int = 4
     high_value: float = 0.5
     unfinished: Unfinished = "exclude"
+    n_branch: int = 0
 
     def __post_init__(self) -> None:
         if self.n_cov < 1 or self.n_probe < 1 or (isinstance(self.n_mc, int) and self.n_mc < 1):
@@ -68,6 +73,11 @@ class MonteCarloParams:
             raise ValueError(
                 f"Got strategy={self.strategy!r} and unfinished={self.unfinished!r}, and not both are known. Use "
                 "'iid' or 'first_pit', and 'exclude' or 'wrong'."
+            )
+        if self.n_branch < 0 or (self.n_branch and self.strategy != "iid"):
+            raise ValueError(
+                f"Got n_branch={self.n_branch} with strategy={self.strategy!r}. Siblings are compared with the seeds' "
+                "steps, and first pit chooses its seeds by their outcome. Use n_branch >= 0, and 'iid' with it."
             )
 
 
@@ -117,7 +127,7 @@ def estimate_step_values(
             Where to add up what is drawn.
 
     Returns:
-        `list[dict]`: One row per distinct seed, as `docs/collection.md` describes it.
+        `list[dict]`: One row per distinct seed and per distinct branch, as `docs/collection.md` describes it.
     """
     roller = Roller(problems, prover, reward, token_pieces, sampling, threshold, spending)
     seeder = Roller(problems, seed_generator or prover, reward, token_pieces, sampling, threshold, roller.spending)
@@ -141,9 +151,17 @@ def estimate_step_values(
         pits.update((len(wrong) + k, pit) for k, pit in more_pits.items())
         measure_to_pits(roller, [*wrong, *added], pits, tallies, params.n_mc, params.unfinished)
         traces = sorted([*traces, *added], key=lambda trace: trace.problem)
+    if params.n_branch:
+        siblings = draw_branches(seeder, traces, params.n_branch, lambda found: _traces(splitter, token_pieces, found))
+        _take_outcomes([trace for trace in siblings if trace.num_kept == len(trace.prefixes)], tallies)
+        traces = sorted([*traces, *siblings], key=lambda trace: trace.problem)
     keys = [trace.key(h) for trace in traces for h in range(trace.num_kept + 1)]
-    measure(roller, keys, tallies, params.n_mc, params.unfinished)
-    return [_row(roller, trace, tallies, confidence) for trace in traces]
+    # Rollouts of another prover from the same prefixes must not share the random numbers of the policy's own, or the
+    # errors of their values would be correlated, which a covariance between them would count as signal.
+    label = "value" if seed_generator is None else "prover"
+    measure(roller, keys, tallies, params.n_mc, params.unfinished, label)
+    rows = [_row(roller, trace, tallies, confidence) for trace in traces]
+    return [row if row["branch_at"] is None else label_once(row) for row in rows]
 
 
 def _traces(splitter: StepSplitter, token_pieces: TokenPieces, rollouts: Sequence[tuple[int, Rollout]]) -> list[Trace]:
@@ -200,6 +218,7 @@ def _row(roller: Roller, trace: Trace, tallies: dict[Prefix, Tally], confidence:
         "outcome": None if trace.rollout.correct is None else float(trace.rollout.correct),
         "finish_reason": trace.rollout.finish_reason,
         "num_seeds": trace.count,
+        "branch_at": trace.branch_at,
         "rest": "".join(texts[trace.num_kept :]),
         "columns": dict(problem.columns),
     }
