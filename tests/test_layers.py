@@ -30,6 +30,9 @@ TIERS: list[tuple[str, set[str]]] = [
     ),
     ("L0", {"markdown_splitter", "advantages", "aggregation", "calibration"}),
     ("L0", {"steps", "advantage_baselines"}),
+    ("L0", {"prover_diagnostics"}),
+    ("L0", {"prover_credit", "prover_states"}),
+    ("L0", {"diagnosis"}),
     (
         "L1",
         {
@@ -51,6 +54,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L2", {"evaluation", "first_pit", "step_sampler", "search_scoring"}),
     ("L2", {"step_search"}),
     ("L2", {"search", "beams", "rejection"}),
+    ("L2", {"branches"}),
     ("L2", {"monte_carlo"}),
     ("L2", {"evaluation_summary"}),
     ("L2", {"model_comparison", "verifier_evaluation"}),
@@ -63,12 +67,13 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L4", {"collect_config", "collection_output", "command_options"}),
     ("L4", {"collection", "plots", "experiments"}),
     ("L4", {"report_files", "report_runs", "report_page"}),
+    ("L4", {"diagnosis_files", "diagnosis_plot"}),
     ("L4", {"planted_experiment", "arithmetic_experiment", "report_data", "report_figures"}),
     ("L4", {"report"}),
     ("L4", {"evaluate_config"}),
     ("L4", {"evaluation_sources", "evaluation_output"}),
     ("L4", {"evaluation_job"}),
-    ("L4", {"collect", "evaluate", "evaluate_verifier", "score", "split_report", "quickstart"}),
+    ("L4", {"collect", "diagnose", "evaluate", "evaluate_verifier", "score", "split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]
 TIER_OF = {name: tier for tier, (_, names) in enumerate(TIERS) for name in names}

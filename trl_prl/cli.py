@@ -31,6 +31,7 @@ class Command(Protocol):
 # Name of the subcommand: its module, and what `trl-prl --help` says about it.
 COMMANDS = {
     "collect": ("collect", "estimate the value of each step by rollouts, as data for a verifier"),
+    "diagnose": ("diagnose", "say which prover, which K and which alpha suit a policy, from collected values"),
     "evaluate": ("evaluate", "measure how often models are right: avg@n, pass@k, votes and best-of-n with intervals"),
     "evaluate-verifier": (
         "evaluate_verifier",
