@@ -64,7 +64,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L3", {"prl_trainer", "pav_trainer", "pav_reward_trainer"}),
     ("L3", {"callbacks"}),
     ("L4", {"job_config"}),
-    ("L4", {"collect_config", "collection_output", "command_options"}),
+    ("L4", {"collect_config", "collection_output", "command_options", "search_config"}),
     ("L4", {"collection", "plots", "experiments"}),
     ("L4", {"report_files", "report_runs", "report_page"}),
     ("L4", {"diagnosis_files", "diagnosis_plot"}),
@@ -73,6 +73,9 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L4", {"evaluate_config"}),
     ("L4", {"evaluation_sources", "evaluation_output"}),
     ("L4", {"evaluation_job"}),
+    ("L4", {"search_runs", "search_output"}),
+    ("L4", {"search_job"}),
+    ("L4", {"search_command"}),
     ("L4", {"collect", "diagnose", "evaluate", "evaluate_verifier", "score", "split_report", "quickstart"}),
     ("L4", {"cli"}),
 ]

@@ -40,6 +40,7 @@ COMMANDS = {
     "quickstart": ("quickstart", "train small policies with process rewards on the CPU and compare them with GRPO"),
     "report": ("report", "write one HTML file that shows training runs and results"),
     "score": ("score", "score the steps of solutions in a file with a trained verifier"),
+    "search": ("search_command", "search answers at test time, and draw accuracy against compute"),
     "split-report": ("split_report", "show how a splitter cuts the completions in a file into steps"),
 }
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from trl_prl.run_files import clean
+
 
 EndReason = Literal["eos", "stop", "length", "steps", "budget", "time"]
 """Why a candidate ended: by itself (`"eos"`, `"stop"`), or at a limit of tokens, steps, tokens in all, or time."""
@@ -60,7 +62,7 @@ class Candidate:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; NaN is `None`."""
         data = {"text": self.text, "finished": self.finished, "value": self.value, **asdict(self)}
-        return {name: plain(value) for name, value in data.items()}
+        return clean(data)
 
 
 @dataclass
@@ -127,10 +129,3 @@ class SearchResult:
     def answer(self) -> Candidate | None:
         """The chosen candidate."""
         return None if self.chosen is None else self.candidates[self.chosen]
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: lists for tuples, `None` for NaN."""
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,8 @@ from typing import Any
 
 from trl_prl.aggregation import best_of_n
 from trl_prl.rollouts import Problem
-from trl_prl.search_results import FINISHED, Candidate, EndReason, SearchCost, SearchResult, plain
+from trl_prl.run_files import clean
+from trl_prl.search_results import FINISHED, Candidate, EndReason, SearchCost, SearchResult
 from trl_prl.search_scoring import EffectiveReward, ScoredSteps, score_solutions
 from trl_prl.step_sampler import StepRequest, StepSample, StepSampler, step_ends
 from trl_prl.types import ProcessReward
@@ -76,20 +77,21 @@ class Node:
     def as_dict(self, parent_text: str) -> dict[str, Any]:
         """The node as plain JSON values."""
         text = "".join(self.steps)
-        return {
+        data = {
             "id": self.number,
             "parent": self.parent,
             "depth": len(self.steps),
             "text": text[len(parent_text) :] if text.startswith(parent_text) else text,
-            "value": plain(self.scored.values[-1] if self.scored.values else math.nan),
-            "advantage": plain(self.scored.advantages[-1] if self.scored.advantages else math.nan),
-            "score": plain(self.scored.score),
+            "value": self.scored.values[-1] if self.scored.values else None,
+            "advantage": self.scored.advantages[-1] if self.scored.advantages else None,
+            "score": self.scored.score,
             "count": self.count,
             "places": self.places,
             "end": self.end,
             "status": self.status,
             "reason": self.reason,
         }
+        return {name: clean(value) for name, value in data.items()}
 
 
 class StepSearch:
