@@ -193,7 +193,9 @@ def policy() -> Any:
     return build_base_policy(0)
 
 
-def planted_run(policy: Any, output_dir: Path, reward: Any, process_reward: Any, **overrides: Any) -> PAVTrainer:
+def planted_run(
+    policy: Any, output_dir: Path, reward: Any, process_reward: Any, resume_from: Path | None = None, **overrides: Any
+) -> PAVTrainer:
     """Train on sequences of up to ten letters, one step each."""
     fields = {
         "per_device_train_batch_size": 32,
@@ -218,22 +220,29 @@ def planted_run(policy: Any, output_dir: Path, reward: Any, process_reward: Any,
         processing_class=build_planted_tokenizer(),
         process_reward=process_reward,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     return trainer
 
 
 def radar_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "Reward-hacking radar" in record.getMessage()]
+    """What the radar has said since it was asked last."""
+    messages = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return [message for message in messages if "Reward-hacking radar" in message]
 
 
 def test_a_gamed_process_reward_is_heard(policy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fields = {"process_reward_type": "advantages"}
+    fields = {"process_reward_type": "advantages", "save_strategy": "steps", "save_steps": 15}
     trainer = planted_run(policy, tmp_path, variety_reward, repetition_reward, **fields)
     logs = train_logs(trainer)
     assert logs[-1]["process/repeated_steps"] > logs[0]["process/repeated_steps"] + 0.1  # it was gamed
     messages = radar_messages(caplog)
     for part in ("process/outcome_correlation is -", "process/repeated_steps rose", "the outcome reward fell"):
         assert sum(part in message for message in messages) == 1, part
+    # Resumed, it still knows what was normal at the start, and says again what it said before the checkpoint.
+    resume_from = tmp_path / "checkpoint-15"
+    planted_run(policy, tmp_path, variety_reward, repetition_reward, resume_from, **fields)
+    assert radar_messages(caplog) == messages
 
 
 def test_a_healthy_run_is_silent(policy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

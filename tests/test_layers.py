@@ -59,7 +59,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L2", {"evaluation_summary"}),
     ("L2", {"model_comparison", "verifier_evaluation"}),
     ("L3", {"prl_config", "pav_config", "pav_reward_config", "process_metrics"}),
-    ("L3", {"process_reward_checks", "hacking_radar", "fresh_calibration", "run_recorder"}),
+    ("L3", {"process_reward_checks", "hacking_radar", "fresh_calibration", "run_recorder", "trainer_setup"}),
     ("L3", {"process_grpo_trainer", "step_reward_func", "stepwise_dataset"}),
     ("L3", {"prl_trainer", "pav_trainer", "pav_reward_trainer"}),
     ("L3", {"callbacks"}),

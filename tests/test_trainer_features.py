@@ -29,8 +29,8 @@ from tests.trainer_runs import (
 )
 from trl_prl.pav_config import PAVConfig
 from trl_prl.pav_trainer import PAVTrainer
-from trl_prl.process_grpo_trainer import PER_TOKEN_LOSS_TYPES
 from trl_prl.process_metrics import step_end_mask
+from trl_prl.trainer_setup import PER_TOKEN_LOSS_TYPES
 
 
 both = pytest.mark.parametrize("kind", KINDS)

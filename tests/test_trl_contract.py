@@ -19,7 +19,7 @@ import trl
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
-from trl_prl.process_grpo_trainer import PER_TOKEN_LOSS_TYPES
+from trl_prl.trainer_setup import PER_TOKEN_LOSS_TYPES
 
 
 VERSION = f"installed: TRL {trl.__version__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from .advantages import pav_advantages
 from .fresh_calibration import FreshCalibration, calibration_metrics, last_values
 from .hacking_radar import HackingRadar
 from .pav_config import PAVArguments, PAVConfig
-from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks, citation, logger, promote_config
+from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks
 from .process_reward_checks import check_process_reward, describe_range, warn_of_other_splitter
 from .process_scoring import (
     callable_name,
@@ -24,7 +25,11 @@ from .process_scoring import (
 )
 from .step_tensors import spread_to_tokens
 from .steps import SplitBatch
+from .trainer_setup import citation, promote_config
 from .types import ProcessReward, StepSplitter
+
+
+logger = logging.getLogger(__name__)
 
 
 # Columns TRL keeps from reward functions, because it passes them in another way.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,10 +10,14 @@ from trl import GRPOConfig
 
 from .advantages import prl_advantages
 from .prl_config import PRLConfig
-from .process_grpo_trainer import ProcessGRPOTrainer, citation, logger, promote_config
+from .process_grpo_trainer import ProcessGRPOTrainer
 from .process_metrics import step_end_mask
 from .steps import SplitBatch
+from .trainer_setup import citation, promote_config
 from .types import StepSplitter
+
+
+logger = logging.getLogger(__name__)
 
 
 class PRLTrainer(ProcessGRPOTrainer):
