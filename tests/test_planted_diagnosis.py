@@ -19,6 +19,7 @@ from tests.planted_policies import (
     step_values,
     visits,
 )
+from trl_prl.diagnosis import effective_problems
 from trl_prl.experiments import steps_to_accuracy
 from trl_prl.prover_credit import credit
 from trl_prl.prover_diagnostics import Candidate, bootstrap_terms, problem_sums, terms_from_sums
@@ -85,6 +86,17 @@ def test_estimates_from_rollouts_agree_with_the_exact_terms() -> None:
         error = resampled.pooled(name).std(0)
         assert (np.abs(found.pooled(name) - exact.pooled(name)) < 4 * error).all(), name
         assert (error < 0.25 * exact.pooled(name)).all(), name
+
+
+def test_rare_success_is_noticed() -> None:
+    """A policy that succeeds once in 200 times: a hundred problems hold as much information as a handful."""
+    number = {}
+    for gamma in (5.0, 15.0):
+        states = sampled_planted_states(constant_policy(gamma), [], num_problems=100, num_rollouts=8, seed=0)
+        number[gamma] = effective_problems(problem_sums(states, [Candidate(0)])[1])
+    assert number[5.0] < 10 < 20 < number[15.0] < 100
+    assert effective_problems(np.zeros((3, 1, 5))) == 0.0
+    assert effective_problems(np.ones((3, 1, 5))) == pytest.approx(3.0)
 
 
 @pytest.mark.slow

@@ -132,12 +132,27 @@ def diagnose(
     return {
         "params": asdict(params),
         "num_problems": len(problems),
+        "effective_problems": effective_problems(sums),
         "num_states": len(states),
         **_base_numbers(sums, params),
         "candidates": _entries(sums, labels, names, candidates, params),
         "by_difficulty": bins,
         "recommendation": _recommend(sums, labels, candidates, names, params),
     }
+
+
+def effective_problems(sums: Array) -> float:
+    """How many problems the variance of the policy's own values rests on: all if each adds as much, few if few do.
+
+    Args:
+        sums (`np.ndarray` of shape (P, H, 2 C + 3)):
+            As [`problem_sums`] returns them.
+
+    Returns:
+        `float`: Square of the sum by sum of the squares of what each problem adds; 0 if none adds anything.
+    """
+    added = np.abs(sums[..., -2].sum(1))
+    return float(added.sum() ** 2 / (added**2).sum()) if added.any() else 0.0
 
 
 def _base_numbers(sums: Array, params: DiagnosisParams) -> dict[str, Any]:

@@ -146,6 +146,12 @@ def warn(result: Mapping[str, Any], coverage: Coverage, left_out: Sequence[Candi
         )
     if result["num_problems"] < FEW_PROBLEMS:
         warnings.append(f"{result['num_problems']} problems are few: bootstrap intervals are too narrow then.")
+    elif result["effective_problems"] < FEW_PROBLEMS:
+        warnings.append(
+            f"The estimates rest on about {result['effective_problems']:.0f} of {result['num_problems']} problems, as "
+            "the policy's values hardly vary on the others: intervals are too narrow then. Collect more problems, "
+            "or easier ones."
+        )
     if coverage.num_unmeasured:
         warnings.append(
             f"{coverage.num_unmeasured} of {coverage.num_draws} next steps have too few counted rollouts and are left "
