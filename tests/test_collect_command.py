@@ -265,3 +265,22 @@ def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path) -> None:
     assert len(find_units(killed)) == num_problems
     for name in ("data/train.parquet", "README.md"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# ---- several processes ----
+
+
+@pytest.mark.slow
+def test_accelerate_launch_shares_the_job(job: Path, tmp_path: Path) -> None:
+    """Two real processes of a launcher compute what one does, each into a file of its own."""
+    # On CPUs accelerate starts several processes with `--multi_gpu` only; with `--cpu` it starts one.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "-m", "trl_prl.cli", *options(tmp_path, job / "prompts.jsonl")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert {path.name for path in (tmp_path / SHARDS).iterdir()} == {
+        "process-00000-00000.jsonl",
+        "process-00001-00000.jsonl",
+    }
+    assert columns_of(tmp_path) == columns_of(job / "values")
