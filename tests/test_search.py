@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +18,8 @@ from trl_prl.rejection import step_rejection
 from trl_prl.rollouts import Problem
 from trl_prl.search import best_of_n_search, choose
 from trl_prl.search_results import SearchResult
-from trl_prl.search_scoring import EffectiveReward
-from trl_prl.step_sampler import StepRequest, StepSampler, step_ends
+from trl_prl.search_scoring import EffectiveReward, score_solutions
+from trl_prl.step_sampler import StepRequest, StepSample, StepSampler, step_ends
 from trl_prl.step_search import SearchLimits
 from trl_prl.tasks.arithmetic import ArithmeticProcessReward, read_answer
 
@@ -210,6 +212,7 @@ def test_beam_by_hand() -> None:
     assert result.cost.num_scored_tokens == 4 * (4 + 2) + 4 * (4 + 5)
     assert result.cost.num_prompt_tokens == 4 + 2 * 6
     assert generator.num_calls == 2
+    assert 0 < result.cost.seconds < 10
     assert result.tree is not None
     status = {node["text"]: node["status"] for node in result.tree}
     assert status["4\n"] == status["1\n"] == "kept"
@@ -311,6 +314,43 @@ def test_duplicates_are_one_node_with_their_places() -> None:
     ]
     # A prefix is sent once for all of its samples.
     assert len(generator.prompts) == 3
+
+
+@pytest.mark.parametrize(("size", "alpha"), [(3, 0.0), (6, 0.5)])
+def test_merging_changes_nothing_but_the_cost(size: int, alpha: float) -> None:
+    """The search equals one that keeps every duplicate as an element of its own."""
+    problems, setting = arithmetic_search_problems(6, 5), line_search(arithmetic_generator(), 30)
+    reward = EffectiveReward(ArithmeticProcessReward(), alpha=alpha)
+    results = beam_search(problems, process_reward=reward, beam_size=size, expansions=2, **setting)
+    num_duplicates = 0
+    for problem, result in zip(problems, results, strict=True):
+        kept = beam_with_duplicates(problem, setting, reward, size, 2)
+        texts = Counter(setting["token_pieces"].join(sample.ids)[0].decode() for sample in kept)
+        assert {candidate.text for candidate in result.candidates} == set(texts)
+        num_duplicates += len(kept) - len(texts)
+    assert num_duplicates > 0
+
+
+def beam_with_duplicates(
+    problem: Problem, setting: dict[str, Any], reward: EffectiveReward, size: int, expansions: int
+) -> list[StepSample]:
+    """A beam without any merging, in a few lines."""
+    sampler, pieces = StepSampler(**setting), setting["token_pieces"]
+    live, ended = [StepSample(())] * size, []
+    while live:
+        drawn = [
+            sample
+            for ids, places in Counter(sample.ids for sample in live).items()
+            for sample in sampler.draw([StepRequest(problem, ids, places * expansions, "tree0")])[0]
+        ]
+        texts = [pieces.join(sample.ids)[0].decode() for sample in drawn]
+        steps = [re.findall(r"[^\n]*\n+|[^\n]+", text) for text in texts]
+        scored = score_solutions(reward, [problem] * len(drawn), steps, [sample.end == "eos" for sample in drawn])
+        order = sorted(range(len(drawn)), key=lambda k: (-scored[k].score, texts.index(texts[k])))
+        best = [drawn[k] for k in order[: size - len(ended)]]
+        live = [sample for sample in best if sample.end == "step"]
+        ended += [sample for sample in best if sample.end != "step"]
+    return ended
 
 
 def test_fewer_candidates_than_places() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trl_prl.answers import final_answer
 from trl_prl.beams import beam_search, dvts
+from trl_prl.process_reward_checks import warn_of_other_splitter
 from trl_prl.process_scoring import resolve_process_reward
 from trl_prl.rejection import step_rejection
 from trl_prl.rollouts import Problem, check_outcomes
@@ -63,6 +64,9 @@ class Searcher:
                 rank_by=config.rank_by,
                 initial_value=config.initial_value,
             )
+            for process_reward in (self.effective.values, self.effective.advantages):
+                if process_reward is not None:
+                    warn_of_other_splitter(process_reward, self.setting["splitter"])
 
     def rows(self, problems: list[Problem]) -> list[dict[str, Any]]:
         """Search a unit of problems.
