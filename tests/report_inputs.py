@@ -85,8 +85,8 @@ def completion_row(draw: random.Random, step: int, row: int) -> dict[str, Any]:
     }
 
 
-def write_search(path: Path, num_problems: int = 3) -> Path:
-    """Write searched problems with their trees."""
+def write_search(folder: Path, num_problems: int = 3) -> Path:
+    """Write searched problems with their trees, and the curve of the search."""
     rows = []
     for problem in range(num_problems):
         nodes: list[dict[str, Any]] = [{"id": 0, "parent": None, "text": "", "value": 0.4, "status": "root"}]
@@ -105,12 +105,19 @@ def write_search(path: Path, num_problems: int = 3) -> Path:
             )
         answer = {"text": "node 1\nnode 3\n", "score": 0.75, "value": 0.6, "finished": True, "end_reason": "eos"}
         rows.append(
-            {"row": problem, "prompt": f"search {problem}", "correct": problem != 1, "chosen": 0}
+            {"row": problem, "n": 4, "prompt": f"search {problem}", "correct": problem != 1, "chosen": 0}
             | {"candidates": [answer], "cost": {"num_generated_tokens": 40, "seconds": 0.1}, "tree": nodes}
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    curve = [
+        {"n": n, "generated_tokens_per_problem": 40.0 * n, "accuracy": {"value": 0.1 * n, "low": 0.0, "high": 0.9}}
+        | {"pass_at_n": {"value": 0.2 * n, "low": 0.1, "high": 1.0} if n > 1 else None}
+        for n in (1, 2, 4)
+    ]
+    data = {"kind": "search", "method": "beam", "curve": curve, "problems_file": "problems.jsonl"}
+    (folder / "search.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
 
 
 def write_results(folder: Path) -> Path:
@@ -137,7 +144,7 @@ def write_results(folder: Path) -> Path:
     metrics = {"avg@4": {"value": 0.3, "interval": [0.2, 0.4]}, "pass@1": interval(0.3), "pass@4": interval(0.6)}
     results = {
         "verifier": {"kind": "verifier_evaluation", "verifier": "my-verifier", "metrics": {"brier": 0.1}}
-        | {"calibration": bins, "by_position": [{"position": 1, "brier": 0.2}]},
+        | {"calibration": bins, "positions": [{"position": 1, "brier": 0.2}]},
         "diagnosis": {"kind": "diagnosis", "base": "policy", "candidates": candidates, "warnings": ["few problems"]}
         | {"recommendation": {"prover": "base", "k": 4, "alpha": [0.5, 4.0]}, "by_difficulty": []},
         "evaluation": {"kind": "evaluation", "models": {"base": {"metrics": metrics}, "tuned": {"metrics": metrics}}}

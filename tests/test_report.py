@@ -14,11 +14,13 @@ import pytest
 
 from tests.report_inputs import HOSTILE, write_results, write_run, write_search
 from trl_prl import cli
+from trl_prl.evaluation_summary import SummaryParams, summarise
 from trl_prl.report import write_report
 from trl_prl.report_data import ReportData
 from trl_prl.report_page import embed_json, render_page
 from trl_prl.report_runs import evenly, evenly_by_rollout
 from trl_prl.run_files import RunWriter
+from trl_prl.verifier_evaluation import ScoredSolution, evaluate_verifier
 
 
 def payload_of(*paths: Path, **arguments: Any) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def test_completions_share_prompts_across_runs(tmp_path: Path) -> None:
 
 def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     write_results(tmp_path / "results")
-    write_search(tmp_path / "results" / "beam.jsonl")
+    write_search(tmp_path / "beam")
     found = payload_of(tmp_path)
     (verifier,) = found["verifiers"]
     assert verifier["label"] == "my-verifier"
@@ -86,8 +88,14 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     assert ["alpha", "0.5, 4"] in diagnosis["recommendation"]
     (evaluation,) = found["evaluations"]
     assert evaluation["models"][0]["metrics"]["avg@4"] == {"value": 0.3, "low": 0.2, "high": 0.4}
-    (search,) = found["searches"]
-    assert [node["status"] for node in search["problems"][0]["nodes"]] == ["root", "kept", "pruned", "finished"]
+    problems, summary = found["searches"]
+    assert [(point["line"], point["tokens"], point["value"]) for point in summary["points"]][:3] == [
+        ("beam", 40.0, 0.1),
+        ("beam", 80.0, 0.2),
+        ("pass@n (beam)", 80.0, 0.4),
+    ]
+    assert payload_of(tmp_path / "beam" / "search.json")["searches"][1]["problems"] == problems["problems"]
+    assert [node["status"] for node in problems["problems"][0]["nodes"]] == ["root", "kept", "pruned", "finished"]
     assert [figure["title"].split(":")[0] for figure in found["figures"]] == [
         "Planted sub-sequence",
         "Arithmetic",
@@ -159,6 +167,37 @@ def test_evaluations_are_kept_first_but_leave_half() -> None:
     kept = evenly_by_rollout(rows, 20)
     assert [row["split"] for row in kept].count("eval") == 10
     assert len(kept) == 20
+
+
+def test_the_commands_own_results_are_read(tmp_path: Path) -> None:
+    """What the other commands write today, made by their own functions."""
+    solutions = [
+        ScoredSolution(f"p{i}", [0.9, 0.2 + 0.1 * (i % 3)], [1.0, float(i % 2)], {"level": i % 2}) for i in range(40)
+    ]
+    verified = evaluate_verifier(solutions, group_by=["level"])
+    samples = [
+        {"completion": "3\n6\n", "correct": j == 0, "answer": "6", "scores": {"pav": [0.5, 0.75]}, "num_tokens": 4}
+        | {"finish_reason": "stop", "why_not": None}
+        for j in range(4)
+    ]
+    rows = [{"row": i, "prompt": f"p{i}", "columns": {"level": i % 2}, "samples": samples} for i in range(4)]
+    evaluated = summarise(rows, SummaryParams(k=(1, 2), group_by=("level",)))
+    (tmp_path / "v.json").write_text(json.dumps({"kind": "verifier_evaluation", "verifier": "v", **verified}))
+    models = [{"name": "m", "path": "m", **evaluated}]
+    (tmp_path / "e.json").write_text(json.dumps({"kind": "evaluation", "models": models, "comparisons": []}))
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"model": "m", **row}) + "\n" for row in rows))
+    found = payload_of(tmp_path)
+    (verifier,) = found["verifiers"]
+    assert verifier["metrics"]["brier"]["value"] == verified["metrics"]["brier"]["value"]
+    assert verifier["metrics"]["brier"]["low"] == verified["metrics"]["brier"]["interval"][0]
+    assert sum(entry["count"] for entry in verifier["bins"]) == verified["num_labels"]
+    assert [row["label"] for row in verifier["tables"]["by_level"]] == ["0", "1"]
+    assert len(verifier["tables"]["by_position"]) == 2
+    (model,) = found["evaluations"][0]["models"]
+    assert model["metrics"]["pass@2"]["value"] == pytest.approx(0.5)
+    assert [row["label"] for row in model["groups"]["level"]] == ["0", "1"]
+    row = found["completions"][0]
+    assert (row["steps"], row["val"], row["correct"], row["label"]) == (["3\n", "6\n"], [0.5, 0.75], True, "m")
 
 
 # ---- the page ----

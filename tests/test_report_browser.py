@@ -37,7 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for seed in (0, 1):
         write_run(folder / f"run-{seed}", seed=seed)
-    write_search(folder / "search.jsonl")
+    write_search(folder / "search")
     write_results(folder / "results")
     return write_report([folder], folder / "report.html", title="everything")[0]
 
@@ -210,6 +210,7 @@ def test_same_prompt_side_by_side(opened: Opened) -> None:
 def test_search_tree_says_what_was_pruned_and_why(opened: Opened) -> None:
     page = opened.page
     opened.tab("search")
+    assert "beam" in page.inner_text("#search .readout")
     nodes = page.locator("#search .node")
     assert nodes.count() == 4
     assert page.locator("#search .node.chosen").count() == 1

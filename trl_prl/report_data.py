@@ -17,8 +17,8 @@ from .report_files import (
     other_result,
     read_json_rows,
     read_parquet_rows,
+    search_points,
     search_problem,
-    solution,
     verifier_result,
 )
 from .report_runs import (
@@ -32,6 +32,7 @@ from .report_runs import (
     prompt_numbers,
     run_completions,
 )
+from .report_solutions import evaluated_samples, solution
 from .run_files import FOLDER, RecordedRun, clean
 
 
@@ -132,8 +133,10 @@ class ReportData:
             results, reader, name = readers[kind]
             results.append(reader(data, path.stem))
             self._source(path, name)
+            self._add_beside(path, data, asked_for)
         elif kind == "search":
             self._add_search(path, data)
+            self._add_beside(path, data, asked_for)
         elif isinstance(data, Mapping) and {"planted", "arithmetic"} <= data.keys():
             self.figures += quickstart_figures(data)
             self._source(path, "quickstart", f"seed {data.get('seed')}")
@@ -142,15 +145,16 @@ class ReportData:
             self._source(path, f"results of kind {kind}" if kind else "JSON")
 
     def _add_search(self, path: Path, data: Mapping[str, Any]) -> None:
-        """A summary of searches, with their rows where they are in the same file."""
-        rows = data.get("results", data.get("rows", data.get("problems")))
-        problems = [search_problem(row) for row in rows or [] if isinstance(row, Mapping)]
-        points = data.get("points", data.get("curve", data.get("curves")))
-        points = points if isinstance(points, list) else []
-        self.searches.append(
-            {"label": path.stem, "problems": problems, "points": [row for row in points if isinstance(row, Mapping)]}
-        )
-        self._source(path, "search", f"{len(problems)} problems, {len(points)} points")
+        """The summary of a search; its problems are in a file beside it."""
+        points = search_points(data, path.parent.name)
+        self.searches.append({"label": path.parent.name, "problems": [], "points": points})
+        self._source(path, "search", f"{len(points)} points of accuracy against compute")
+
+    def _add_beside(self, path: Path, data: Mapping[str, Any], asked_for: bool) -> None:
+        """Read the rows that belong to a summary, where the summary alone was passed."""
+        rows = path.parent / str(data.get("problems_file", data.get("solutions_file", "")))
+        if asked_for and rows.is_file():
+            self._add_file(rows, asked_for=False)
 
     def _add_rows(self, path: Path, rows: Iterable[Mapping[str, Any]], asked_for: bool) -> None:
         iterator = iter(rows)
@@ -160,8 +164,13 @@ class ReportData:
         everything = chain([first], iterator)
         if "tree" in first or "nodes" in first or "candidates" in first:
             problems = [search_problem(row) for row in everything]
-            self.searches.append({"label": path.stem, "problems": problems, "points": []})
+            label = path.parent.name if path.stem == "problems" else path.stem
+            self.searches.append({"label": label, "problems": problems, "points": []})
             self._source(path, "search", f"{len(problems)} problems")
+        elif "samples" in first:
+            found = [dict(row) for row in everything]
+            source = self._source(path, "evaluated samples", f"{len(found)} problems")
+            self.solutions.append((source, found))
         elif solution(first, 0, 0) is not None:
             found = [dict(row) for row in everything]
             source = self._source(path, "solutions with step values", f"{len(found)} solutions")
@@ -208,7 +217,8 @@ class ReportData:
         return count if total <= self.max_completions else max(1, count * self.max_completions // total)
 
     def _completions(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        total = sum(len(run.completions) for run, _ in self.recorded) + sum(len(rows) for _, rows in self.solutions)
+        total = sum(len(run.completions) for run, _ in self.recorded)
+        total += sum(num_solutions(rows) for _, rows in self.solutions)
         if total > self.max_completions:
             self.warnings.append(
                 f"About {self.max_completions:,} of {total:,} completions are shown, evenly spaced over each source; "
@@ -224,10 +234,17 @@ class ReportData:
         for source, rows in self.solutions:
             for row in evenly(rows, self._share(len(rows), total)):
                 text = as_prompt(row.get("prompt"))
-                found = solution(row, prompt_numbers([text], prompts)[text], source)
-                if found is not None:
+                number = prompt_numbers([text], prompts)[text]
+                if "samples" in row:
+                    completions += evaluated_samples(row, number, source)
+                elif (found := solution(row, number, source)) is not None:
                     completions.append(found)
         return completions, prompts
+
+
+def num_solutions(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Completions in rows of one each, or of several samples."""
+    return sum(len(row["samples"]) if isinstance(row.get("samples"), list) else 1 for row in rows)
 
 
 def run_label(group: Mapping[str, Any], run: RecordedRun) -> str:

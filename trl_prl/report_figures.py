@@ -35,7 +35,7 @@ def write_figures(payload: Payload, folder: Path, formats: Sequence[str]) -> lis
         `ValueError`: if there is nothing to draw.
     """
     figures = [*training_figures(payload), *file_figures(payload), *verifier_figures(payload)]
-    figures += [*prover_figures(payload), *evaluation_figures(payload)]
+    figures += [*prover_figures(payload), *evaluation_figures(payload), *search_figures(payload)]
     if not figures:
         raise ValueError(
             f"Figures were asked for ({', '.join(formats)}), but what was passed has no curves. Pass training runs or "
@@ -143,7 +143,7 @@ def verifier_figures(payload: Payload) -> Iterable[Figure]:
 def prover_figures(payload: Payload) -> Iterable[Figure]:
     """Both terms of Theorem 3.1 and what follows from them, over K, one line per prover."""
     for diagnosis in payload["diagnoses"]:
-        for name in ("gain", "distinguishability", "alignment", "sum"):
+        for name in ("credit", "gain", "distinguishability", "alignment", "sum"):
             points: dict[str, list[tuple[float, Mapping[str, float]]]] = {}
             for candidate in diagnosis["candidates"]:
                 found = candidate["numbers"].get(name)
@@ -177,6 +177,21 @@ def evaluation_figures(payload: Payload) -> Iterable[Figure]:
             if num_points > 1:
                 axis.legend(frameon=False, fontsize=8)
                 yield f"{evaluation['label']}-{kind}_at_k", figure
+
+
+def search_figures(payload: Payload) -> Iterable[Figure]:
+    """Accuracy against tokens sampled per problem, one line per method."""
+    lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    for point in (point for search in payload["searches"] for point in search["points"]):
+        lines.setdefault(point["line"], []).append((point["tokens"], point))
+    if not lines:
+        return
+    figure, axis = one_panel("Accuracy against compute", "tokens sampled per problem", "accuracy")
+    for index, (label, rows) in enumerate(lines.items()):
+        draw_estimates(axis, index, label, sorted(rows, key=lambda row: row[0]))
+    axis.set_xscale("log")
+    axis.legend(frameon=False, fontsize=8)
+    yield "search-accuracy", figure
 
 
 def draw_estimates(axis: Any, index: int, label: str, rows: Sequence[tuple[float, Mapping[str, Any]]]) -> None:

@@ -87,9 +87,12 @@ def search_problem(row: Mapping[str, Any]) -> dict[str, Any]:
     chosen = row.get("chosen")
     nodes = row.get("tree") or row.get("nodes") or []
     cost = row.get("cost") if isinstance(row.get("cost"), Mapping) else {}
+    columns = row.get("columns") if isinstance(row.get("columns"), Mapping) else {}
+    answer = row.get("answer", (columns or {}).get("answer"))
     return {
+        "n": number(row.get("n")),
         "prompt": as_prompt(row.get("prompt", row.get("problem", ""))),
-        "answer": None if row.get("answer") is None else str(row["answer"]),
+        "answer": None if answer is None else str(answer),
         "correct": row.get("correct") if isinstance(row.get("correct"), bool) else None,
         "cost": {name: value for name, value in (cost or {}).items() if number(value) is not None},
         "chosen": chosen if isinstance(chosen, int) else None,
@@ -129,14 +132,15 @@ def verifier_result(data: Mapping[str, Any], label: str) -> dict[str, Any]:
     bins = data.get("calibration", data.get("bins", data.get("reliability")))
     if isinstance(bins, Mapping):
         bins = bins.get("bins")
-    tables = {
-        name: breakdown(value)
-        for name, value in data.items()
-        if name.startswith("by_") or name in ("groups", "positions")
-    }
+    tables = {"by_position": breakdown(data.get("positions"))}
+    tables |= {name: breakdown(value) for name, value in data.items() if name.startswith("by_")}
+    groups = data.get("groups")
+    tables |= {f"by_{name}": breakdown(value) for name, value in groups.items()} if isinstance(groups, Mapping) else {}
+    errors = data.get("first_error")
+    first = {f"first error {name}": value for name, value in errors.items()} if isinstance(errors, Mapping) else {}
     return {
         "label": str(data.get("verifier", data.get("model", label))),
-        "metrics": estimates(data.get("metrics", data)),
+        "metrics": estimates(data.get("metrics", data)) | estimates(first),
         "bins": [calibration_bin(row) for row in bins or [] if isinstance(row, Mapping)],
         "tables": {name: rows for name, rows in tables.items() if rows},
     }
@@ -257,42 +261,21 @@ def _interval(row: Mapping[str, Any]) -> dict[str, str]:
     return {"interval": f"{interval[0]:.3f} to {interval[1]:.3f}"}
 
 
+def search_points(data: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
+    """Accuracy against compute: one point per n, and pass@n where it was measured, as a line of its own."""
+    curve = data.get("curve", data.get("points"))
+    method = str(data.get("method", label))
+    points = []
+    for row in curve if isinstance(curve, list) else []:
+        tokens = number(row.get("generated_tokens_per_problem")) if isinstance(row, Mapping) else None
+        for name, line in (("accuracy", method), ("pass_at_n", f"pass@n ({method})")):
+            found = estimate(row.get(name)) if isinstance(row, Mapping) else None
+            if found is not None and tokens is not None:
+                points.append({"line": line, "n": row.get("n"), "tokens": tokens, **found})
+    return points
+
+
 def other_result(data: Any, label: str) -> dict[str, str]:
     """A file of an unknown kind, as it is."""
     text = json.dumps(data, indent=1, ensure_ascii=False, default=str)
     return {"label": label, "text": text[:MAX_JSON_CHARACTERS] + ("\n…" if len(text) > MAX_JSON_CHARACTERS else "")}
-
-
-# ---- solutions with step values: collections and scored files ----
-
-
-def solution(row: Mapping[str, Any], prompt: int, source: int) -> dict[str, Any] | None:
-    """A solution with values of its steps, from `trl-prl collect`, `trl-prl score` or a stepwise data set."""
-    steps = row.get("steps", row.get("completions"))
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        return None
-    found = next((row[key] for key in ("values", "step_values", "labels") if row.get(key) is not None), None)
-    # Labels of some data sets are right or wrong instead of probabilities.
-    values = numbers([float(v) if isinstance(v, bool) else v for v in found] if isinstance(found, list) else None)
-    initial = number(row.get("initial_value", row.get("prompt_value")))
-    progress = numbers(row.get("advantages", row.get("step_advantages")))
-    if progress is None and values is not None and initial is not None:
-        before = [initial, *values[:-1]]
-        pairs = zip(values, before, strict=True)
-        progress = [None if a is None or b is None else round(a - b, 6) for a, b in pairs]
-    outcome = number(row.get("outcome"))
-    reason = row.get("finish_reason")
-    return {
-        "run": -1,
-        "source": source,
-        "prompt": prompt,
-        "steps": steps,
-        "val": values,
-        "rew": progress if progress and len(progress) == len(steps) else None,
-        "v0": initial,
-        "low": numbers(row.get("interval_low")),
-        "high": numbers(row.get("interval_high")),
-        "rollouts": numbers(row.get("num_rollouts")),
-        "rewards": {} if outcome is None else {"outcome": outcome},
-        "finished": None if reason is None else reason != "length",
-    }

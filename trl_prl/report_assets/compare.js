@@ -14,7 +14,7 @@ function byPrompt() {
 }
 
 const comparison = { prompt: null, run: "all", build: null };
-const columnKey = (row) => `${row.run}/${row.source}/${row.step ?? ""}/${row.split ?? ""}`;
+const columnKey = (row) => `${row.run}/${row.source}/${row.label ?? ""}/${row.step ?? ""}/${row.split ?? ""}`;
 
 function comparePrompt(row) {
   comparison.prompt = row.prompt;
@@ -41,7 +41,7 @@ function compareColumn(rows) {
   const first = rows[0];
   return h("article", { class: "card column" },
     h("header", null,
-      h("div", null, h("h3", null, isNumber(first.step) ? `Optimizer step ${integer.format(first.step)}` : DATA.sources[first.source].label), h("span", { class: "made" }, runLabel(first), first.split === "eval" ? " · eval" : "",
+      h("div", null, h("h3", null, isNumber(first.step) ? `Optimizer step ${integer.format(first.step)}` : runLabel(first)), h("span", { class: "made" }, isNumber(first.step) && runLabel(first), first.split === "eval" ? " · eval" : "",
         judged ? ` · ${right} of ${judged} right` : "")),
       h("div", { class: "pager" }, h("button", { type: "button", class: "plain", "aria-label": "Previous sample", onclick: turn(-1) }, "‹"), label, h("button", { type: "button", class: "plain", "aria-label": "Next sample", onclick: turn(1) }, "›"))),
     body);
@@ -81,7 +81,7 @@ SECTIONS.compare = {
       if (comparison.run === "all") {
         const latest = new Map();
         for (const column of columns) {
-          const name = `${column[0].run}/${column[0].source}`;
+          const name = `${column[0].run}/${column[0].source}/${column[0].label ?? ""}`;
           if (!latest.has(name) || (latest.get(name)[0].step ?? -1) < (column[0].step ?? -1)) latest.set(name, column);
         }
         columns = [...latest.values()];

@@ -91,7 +91,7 @@ function isRight(row) {
 }
 
 const mark = (right) => h("span", { class: `mark ${right === null ? "" : right ? "right" : "wrong"}`, role: "img", "aria-label": right === null ? "not judged" : right ? "right" : "wrong" }, right === null ? "?" : right ? "✓" : "✗");
-const runLabel = (row) => (DATA.runs[row.run] ? DATA.runs[row.run].label : DATA.sources[row.source].label);
+const runLabel = (row) => row.label || (DATA.runs[row.run] ? DATA.runs[row.run].label : DATA.sources[row.source].label);
 const textOf = (row) => row.steps.join("") || row.text || "";
 const haystack = (row) => row.haystack || (row.haystack = `${DATA.prompts[row.prompt]}\n${textOf(row)}`.toLowerCase());
 

@@ -64,8 +64,8 @@ SECTIONS.verifier = {
 // Both terms of Theorem 3.1 over the prover's K, one line per prover.
 function diagnosisCharts(candidates) {
   const provers = [...new Set(candidates.map((candidate) => candidate.prover))];
-  const names = ["gain", "distinguishability", "alignment", "sum"].filter((name) => candidates.some((candidate) => candidate.numbers[name]));
-  const hints = { gain: "of progress over the outcome alone", distinguishability: "variance of the progress over the policy's steps", alignment: "progress of the prover times that of the policy", sum: "both terms" };
+  const names = ["credit", "gain", "distinguishability", "alignment", "sum"].filter((name) => candidates.some((candidate) => candidate.numbers[name]));
+  const hints = { credit: "of progress over the outcome alone", gain: "of progress over the outcome alone", distinguishability: "variance of the progress over the policy's steps", alignment: "progress of the prover times that of the policy", sum: "both terms" };
   const charts = names.map((name) => {
     const lines = provers.map((prover, index) => {
       const own = candidates.filter((candidate) => candidate.prover === prover && isNumber(candidate.k) && candidate.numbers[name]).sort((a, b) => a.k - b.k);

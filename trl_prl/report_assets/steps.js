@@ -4,6 +4,7 @@ const MEASURES = {
   adv: ["Advantage", "advantage in force at the end of the step: outcome part and process part", "signed"],
   rew: ["Process reward", "progress for PAV, process part of the advantage for PRL", "signed"],
   val: ["Value", "probability of success after the step, as the verifier or the rollouts have it", "share"],
+  lab: ["Label", "label of the step in the data set", "share"],
   cum: ["Progress so far", "sum of the progress up to the step: the value, less that of the prompt", "signed"],
   kl: ["KL-to-go", "log-ratio to the reference from the step to the end, in nats", "signed"],
 };
@@ -115,12 +116,12 @@ function renderSteps(row, onMark) {
 function stepCharts(row) {
   const xs = row.steps.map((_, index) => index + 1);
   return Object.keys(MEASURES).filter((key) => numbers(row, key) && row.steps.length > 1).map((key, index) => {
-    const line = { label: MEASURES[key][0], index: { adv: 0, rew: 2, val: 3, cum: 3, kl: 1 }[key], x: xs, mean: numbers(row, key), points: true };
+    const line = { label: MEASURES[key][0], index: { adv: 0, rew: 2, val: 3, lab: 5, cum: 3, kl: 1 }[key], x: xs, mean: numbers(row, key), points: true };
     if (key === "val" && row.low) Object.assign(line, { low: row.low, high: row.high });
     return lineChart({
       title: MEASURES[key][0], hint: key === "val" && isNumber(row.v0) ? `prompt: ${num(row.v0, 2)}` : "", height: 120,
       legend: false, sync: "steps", xName: "step", zoom: false,
-      format: (value) => showNumber(key, value), yRange: key === "val" ? [0, 1] : undefined, zero: key !== "val",
+      format: (value) => showNumber(key, value), yRange: MEASURES[key][2] === "share" ? [0, 1] : undefined, zero: MEASURES[key][2] !== "share",
       xRange: [0.5, row.steps.length + 0.5],
       xAxis: { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], space: 28 },
     }, [line]);

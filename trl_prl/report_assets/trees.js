@@ -130,8 +130,8 @@ let searchList = null;
 
 SECTIONS.search = {
   build(panel) {
-    const all = DATA.searches.flatMap((search) => search.problems.map((problem) => ({ ...problem, search: search.label })));
-    const points = DATA.searches.flatMap((search) => search.points.map((point) => ({ search: search.label, ...point })));
+    const all = DATA.searches.flatMap((search) => search.problems.map((problem) => ({ ...problem, search: isNumber(problem.n) ? `${search.label}, n = ${problem.n}` : search.label })));
+    const points = DATA.searches.flatMap((search) => search.points);
     if (points.length) append(panel, [searchCurves(points)]);
     if (!all.length) return;
     const detail = h("div", { class: "detail", role: "region", "aria-label": "Search of a problem" });
@@ -172,24 +172,20 @@ function showProblem(holder, problem) {
   if (frame && current) frame.scrollTop = current.querySelector("circle").cy.baseVal.value - frame.clientHeight / 2;
 }
 
-// Accuracy against generated tokens, one line per method.
+// Accuracy against sampled tokens, one line per method, with the n of each point in the table below.
 function searchCurves(points) {
-  const first = (point, names) => names.map((name) => point[name]).map((value) => (value && typeof value === "object" ? value.value : value)).find(isNumber);
   const groups = new Map();
   for (const point of points) {
-    const x = first(point, ["tokens_per_problem", "num_generated_tokens", "generated_tokens", "tokens", "n"]);
-    const y = first(point, ["accuracy", "value"]);
-    if (x === undefined || y === undefined) continue;
-    const name = [point.method, point.label].filter(Boolean).join(" ") || point.search;
-    if (!groups.has(name)) groups.set(name, []);
-    const interval = point.interval || (point.accuracy && point.accuracy.interval) || [point.low, point.high];
-    groups.get(name).push([x, y, interval && interval[0], interval && interval[1]]);
+    if (!groups.has(point.line)) groups.set(point.line, []);
+    groups.get(point.line).push(point);
   }
-  if (!groups.size) return h("details", { open: true }, h("summary", null, "Results"), h("pre", { class: "json" }, JSON.stringify(points, null, 1)));
   const lines = [...groups].map(([label, rows], index) => {
-    rows.sort((a, b) => a[0] - b[0]);
-    const line = { label, index, x: rows.map((row) => row[0]), mean: rows.map((row) => row[1]), points: true };
-    return rows.every((row) => isNumber(row[2])) ? { ...line, low: rows.map((row) => row[2]), high: rows.map((row) => row[3]) } : line;
+    rows.sort((a, b) => a.tokens - b.tokens);
+    const line = { label, index, x: rows.map((row) => row.tokens), mean: rows.map((row) => row.value), points: true };
+    return rows.every((row) => isNumber(row.low)) ? { ...line, low: rows.map((row) => row.low), high: rows.map((row) => row.high) } : line;
   });
-  return h("div", { class: "charts wide", style: "margin-bottom:16px" }, lineChart({ title: "Accuracy against compute", hint: "generated tokens per problem", height: 260, xName: "tokens", format: (v) => percent(v) }, lines).figure);
+  const rows = points.map((point) => [point.line, num(point.n), num(point.tokens, 0), percent(point.value), isNumber(point.low) ? `${percent(point.low)} to ${percent(point.high)}` : "–"]);
+  return h("div", { class: "stack", style: "margin-bottom:16px" },
+    h("div", { class: "charts wide" }, lineChart({ title: "Accuracy against compute", hint: "tokens sampled per problem; bands are intervals over problems", height: 260, xName: "tokens", format: (v) => percent(v) }, lines).figure),
+    h("details", null, h("summary", null, "Points as a table"), h("div", { class: "card" }, table(["method", "n", "tokens per problem", "accuracy", "interval"], rows))));
 }
