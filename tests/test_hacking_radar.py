@@ -121,6 +121,13 @@ def test_entries_without_metrics_are_left_out() -> None:
     assert say([entry for entry in entries if "reward" not in entry]) == []  # it cannot tell whether the outcome rose
 
 
+def test_windows_are_of_the_same_entries() -> None:
+    """An outcome without a process reward, as of an unscorable batch, does not shift the one against the other."""
+    entries = history(reward=0.2, **{"process/reward/mean": 0.3})
+    gaps = [{**entry, "process/reward/mean": math.nan, "reward": 99.0} for entry in entries[:10]]
+    assert say([*gaps, *entries]) == say(entries)
+
+
 @pytest.mark.parametrize("num", [0, 1, 19])
 def test_silent_until_two_windows_are_full(num: int) -> None:
     assert say(history(**{"reward": 0.0, "process/outcome_correlation": -1.0})[20 - num // 2 :][:num]) == []

@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import train_logs
 from trl_prl.step_reward_func import AGGREGATIONS, StepRewardFunc, aggregate_step_rewards
+from trl_prl.stepwise_data import VerifierSettings
 
 
 NAN = math.nan
@@ -125,3 +126,20 @@ def test_as_reward_function_of_grpo(conversational: bool, tiny_model_path: str, 
     assert 0 < len(scored) <= len(returned) == 4
     assert log["rewards/short_steps_mean/mean"] == pytest.approx(sum(scored) / len(scored), rel=1e-5)
     assert log["num_steps"] >= 4
+
+
+def test_what_does_not_fit_is_said_at_construction(caplog: pytest.LogCaptureFixture) -> None:
+    def outcome_reward(prompts: Any, completions: Any, **columns: Any) -> Any: ...
+
+    with pytest.raises(TypeError, match="'outcome_reward' has the signature"):
+        StepRewardFunc(outcome_reward)
+
+    class LikeAVerifier:
+        settings = VerifierSettings(step_splitter="blank_line")
+
+        def __call__(self, prompts: Any, steps: Any, **columns: Any) -> Any: ...
+
+    StepRewardFunc(LikeAVerifier(), "blank_line")
+    assert not caplog.records
+    StepRewardFunc(LikeAVerifier(), "newline")
+    assert "was trained on steps cut by 'blank_line'" in caplog.text

@@ -115,9 +115,10 @@ class HackingRadar:
     def _causes(self, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Take in one entry, and yield every cause that it gives with its message."""
         outcome, reward = entry.get("reward"), entry.get("process/reward/mean")
-        if outcome is not None and reward is not None:
-            self._outcomes.append(outcome)
-            if self._add(self._rewards, reward):
+        if _is_known(outcome) and _is_known(reward):
+            # Only in pairs, so that both windows are of the same entries.
+            self._add(self._rewards, reward)
+            if self._add(self._outcomes, outcome):
                 yield from self._parting()
         if self._add(self._correlations, entry.get("process/outcome_correlation")):
             yield from self._correlation()
@@ -129,7 +130,7 @@ class HackingRadar:
 
     def _add(self, series: list[float], value: float | None) -> bool:
         """Append a value, if there is one; whether there are enough to compare two windows."""
-        if value is None or math.isnan(value):
+        if value is None or not _is_known(value):
             return False
         series.append(value)
         return len(series) >= 2 * self.window
@@ -220,5 +221,10 @@ class HackingRadar:
             yield (
                 "calibration",
                 f"the values of {num:.0f} finished solutions are {value:.3g} on average, but only {outcome:.3g} of "
-                "them are right (process/calibration). The process reward overrates what this policy writes.",
+                "them are right (process/calibration). The process reward overrates what this policy writes; if it "
+                "did so from the start, calibrate it (`verifier.calibrate`).",
             )
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
