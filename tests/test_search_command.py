@@ -105,6 +105,7 @@ def test_curve_is_counted_from_the_rows(beam: Path) -> None:
         assert share <= point["any_correct"]["value"]
         tokens = sum(row["cost"]["num_generated_tokens"] for row in found) / 8
         assert point["generated_tokens_per_problem"] == pytest.approx(tokens)
+        assert 0 < point["pass_at_n_tokens_per_problem"] < tokens
         for row in found:
             assert row["chosen"] is None or row["candidates"][row["chosen"]]["finished"]
             for candidate in row["candidates"]:
@@ -155,6 +156,7 @@ def test_curves_over_samples_share_them(tmp_path: Path) -> None:
         curve = {point["n"]: point for point in results_of(tmp_path / method)["curve"]}
         assert curve[4]["pass_at_n"]["value"] == curve[4]["any_correct"]["value"] == mean_pass_at_k(correct, 4)
         assert curve[1]["pass_at_n"]["value"] == curve[1]["accuracy"]["value"]
+        assert curve[2]["pass_at_n_tokens_per_problem"] == curve[2]["generated_tokens_per_problem"]
     texts = [[[c["text"] for c in row["candidates"]] for row in rows] for rows in found.values()]
     assert texts[0] == texts[1] == texts[2]
     row = next(row for row in found["best_of_n"] if row["n"] == 4)
@@ -287,6 +289,6 @@ def test_progress_and_table() -> None:
     costs = {f"{name}_per_problem": 10.0 for name in ("generated_tokens", "scored_tokens", "seconds")}
     point = {"n": 4, "accuracy": share, "any_correct": share, "pass_at_n": None, "num_unanswered": 1, **costs}
     header, (line,) = table({"curve": [point]})
-    assert line == ["4", "50.0 (25.0 to 75.0)", "50.0 (25.0 to 75.0)", "-", "10", "10", "10.00", "1"]
+    assert line == ["4", "50.0 (25.0-75.0)", "50.0", "-", "10", "10", "10.00", "1"]
     assert len(header) == len(line)
     assert draw([{"method": "beam", "curve": [point]}]) is not None

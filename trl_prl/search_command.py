@@ -57,7 +57,9 @@ def _print(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     header, lines = table(results)
-    shown = Table(*header, title=f"{results['method']}, {results['num_problems']} problems, per problem")
+    shown = Table(
+        *header, title=f"{results['method']}, {results['num_problems']} problems; tokens and seconds per problem"
+    )
     for line in lines:
         shown.add_row(*line)
     Console().print(shown)

@@ -78,6 +78,7 @@ def _add(sums: dict[str, float], run: Mapping[str, Any]) -> None:
         "any_correct": run["any_correct"],
         "with_samples": run["pass_at_n"] is not None,
         "pass_at_n": run["pass_at_n"] is True,
+        "pass_at_n_tokens": run["pass_at_n_tokens"] or 0,
         "unscored": run["cost"]["num_unscored"],
         "seconds": run["cost"]["seconds"],
         **{name: run["cost"][f"num_{name}"] for name in COSTS},
@@ -102,6 +103,8 @@ def _point(n: int, sums: Mapping[str, float], confidence: float) -> dict[str, An
         "any_correct": _share(sums["any_correct"], number, confidence),
         "pass_at_n": _share(sums["pass_at_n"], int(sums["with_samples"]), confidence),
     }
+    with_samples = int(sums["with_samples"])
+    point["pass_at_n_tokens_per_problem"] = sums["pass_at_n_tokens"] / with_samples if with_samples else None
     return {**point, **{f"{name}_per_problem": sums[name] / number for name in (*COSTS, "seconds")}}
 
 
@@ -122,7 +125,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of a search, in words.
+    """Header and lines of the table of a search: accuracy with its interval, tokens and seconds per problem.
 
     Args:
         results (`Mapping[str, Any]`):
@@ -131,24 +134,28 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     Returns:
         `tuple[list[str], list[list[str]]]`: The header, and a line per n.
     """
-    header = ["n", "accuracy %", "any candidate %", "pass@n %", "tokens", "scored tokens", "seconds", "no answer"]
+    header = ["n", "accuracy %", "any %", "pass@n %", "tokens", "scored", "seconds", "no answer"]
     lines = []
     for point in results["curve"]:
-        shares = [_percent(point[name]) for name in ("accuracy", "any_correct", "pass_at_n")]
+        shares = [
+            _percent(point["accuracy"], True), _percent(point["any_correct"]), _percent(point["pass_at_n"])
+        ]  # fmt: skip
         costs = [f"{point[f'{name}_per_problem']:.0f}" for name in ("generated_tokens", "scored_tokens")]
         seconds = f"{point['seconds_per_problem']:.2f}"
         lines.append([str(point["n"]), *shares, *costs, seconds, str(point["num_unanswered"])])
     return header, lines
 
 
-def _percent(share: Mapping[str, float] | None) -> str:
+def _percent(share: Mapping[str, float] | None, with_interval: bool = False) -> str:
     if share is None:
         return "-"
-    return f"{100 * share['value']:.1f} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+    if not with_interval:
+        return f"{100 * share['value']:.1f}"
+    return f"{100 * share['value']:.1f} ({100 * share['low']:.1f}-{100 * share['high']:.1f})"
 
 
 def draw(runs: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Any:
-    """Draw accuracy against tokens sampled per problem, with intervals, and pass@n as the ceiling of each search.
+    """Draw accuracy against tokens sampled per problem, with intervals, and pass@n of plain samples.
 
     Args:
         runs (`Sequence[Mapping[str, Any]]`):
@@ -169,12 +176,17 @@ def draw(runs: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None)
         axis.fill_between(tokens, low, high, color=style["color"], alpha=0.15)
         for x, y, point in zip(tokens, values, points, strict=True):
             axis.annotate(f"n={point['n']}", (x, y), textcoords="offset points", xytext=(4, -10), fontsize=7)
-        ceiling = [(x, 100 * point["pass_at_n"]["value"]) for x, point in zip(tokens, points, strict=True)
-                   if point["pass_at_n"] is not None]  # fmt: skip
+        # At the tokens of n plain samples, which is not what a search over steps costs at the same n.
+        ceiling = [
+            (point["pass_at_n_tokens_per_problem"], 100 * point["pass_at_n"]["value"])
+            for point in points
+            if point["pass_at_n"] is not None
+        ]
         if ceiling:
-            axis.plot(*zip(*ceiling, strict=True), label=f"pass@n ({label})", color=style["color"], linewidth=1,
-                      linestyle=(0, (1, 1)), marker="_")  # fmt: skip
-    axis.set_xscale("log")
+            dotted = {"color": style["color"], "linestyle": (0, (1, 1)), "linewidth": 1, "marker": "_"}
+            axis.plot(*zip(*sorted(ceiling), strict=True), label=f"pass@n ({label})", **dotted)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel("tokens sampled per problem")
     axis.set_ylabel("accuracy, %")
     axis.legend(frameon=False, fontsize=8)

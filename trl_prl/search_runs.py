@@ -200,6 +200,7 @@ def _run(
         "any_correct": any(candidate["correct"] for candidate in candidates),
         # Any of n plain samples: pass@n by its definition.
         "pass_at_n": None if samples is None else any(c.finished and outcomes[c.text] for c in samples),
+        "pass_at_n_tokens": None if samples is None else sum(len(c.token_ids) for c in samples),
         "cost": result.cost.as_dict(),
         "candidates": candidates,
     }
