@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +28,7 @@ def test_the_answer_decides(wrap: Any) -> None:
 
 
 def test_an_answer_that_cannot_be_parsed_is_no_wrong_one() -> None:
-    assert math_accuracy_reward([RIGHT], answer=["see the figure"]) == [None]
+    assert math_accuracy_reward([RIGHT] * 3, answer=[None, "", "see $$ there"]) == [None] * 3
 
 
 def test_a_solution_column_does_not_get_in_the_way() -> None:
@@ -42,3 +45,36 @@ def test_the_last_message_of_the_assistant_counts() -> None:
         == "last"
     )
     assert final_text([call, tool]) == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\left( 3, \frac{\pi}{2} \right)",
+        "(1,2)",
+        r"\sqrt{51}",
+        r"\text{Tuesday}",
+        "x=1",
+        "1,000",
+        "50%",
+        "3x^2+1",
+    ],
+)
+def test_latex_without_delimiters_is_read(answer: str) -> None:
+    """As data sets have it: math-verify alone takes bare LaTeX for plain text, and finds a number in it or nothing."""
+    completions = [rf"\boxed{{{answer}}}", rf"So ${answer}$ it is, thus \boxed{{{answer}}}", r"\boxed{77}"]
+    assert math_accuracy_reward(completions, answer=[answer] * 3) == [1.0, 1.0, 0.0]
+    assert math_accuracy_reward(completions, answer=[f"${answer}$"] * 3) == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.shared_data
+def test_agreement_on_real_completions(shared_data: Path) -> None:
+    """Of 520 completions the source's own checker differs on one; LaTeX read as plain text would differ on 82."""
+    path = shared_data / "pools" / "qwen25math_cot100_n8.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        samples = [(row["answer"], sample) for row in map(json.loads, lines) for sample in row["samples"]]
+    rewards = math_accuracy_reward(
+        [sample["completion"] for _, sample in samples], answer=[gold for gold, _ in samples]
+    )
+    assert None not in rewards
+    assert sum(bool(reward) != sample["correct"] for reward, (_, sample) in zip(rewards, samples, strict=True)) <= 1

@@ -8,6 +8,10 @@ from typing import Any
 from trl.rewards import accuracy_reward
 
 
+# Of formulas; `\$` is a currency, and `\\[` a line break of a matrix.
+_DELIMITERS = re.compile(r"\\boxed|(?<!\\)(\$|\\\(|\\\[)")
+
+
 def math_accuracy_reward(completions: list[Any], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Outcome reward in TRL's signature: is the answer in the completion mathematically equal to the right one?
 
@@ -18,7 +22,8 @@ def math_accuracy_reward(completions: list[Any], answer: list[Any], **columns: A
         completions (`list[str]` or `list[list[dict]]`):
             Completions as text or as messages; of messages, the last one of the assistant counts.
         answer (`list`):
-            Right answers, such as `"42"`, `42` or `"\\frac{1}{2}"`; `None` where there is none.
+            Right answers, such as `"42"`, `42` or `"\\frac{1}{2}"`, with or without `$` or `\boxed{}` around them;
+            `None` where there is none.
         **columns:
             Passed on, apart from `solution`: where a data set has worked solutions too, the answer alone is compared.
 
@@ -30,8 +35,13 @@ def math_accuracy_reward(completions: list[Any], answer: list[Any], **columns: A
     """
     messages = [[{"role": "assistant", "content": final_text(completion)}] for completion in completions]
     columns.pop("solution", None)  # TRL's name for the right answer
-    texts = ["" if entry is None else str(entry) for entry in answer]
-    return accuracy_reward(messages, solution=texts, **columns)
+    return accuracy_reward(messages, solution=[_as_maths(entry) for entry in answer], **columns)
+
+
+def _as_maths(answer: Any) -> str:
+    r"""A right answer as math-verify reads it: it takes LaTeX without `$` or `\boxed{}` around it for plain text."""
+    text = "" if answer is None else str(answer).strip()
+    return text if not text or _DELIMITERS.search(text) else rf"\boxed{{{text}}}"
 
 
 def exact_match_reward(completions: list[Any], answer: list[Any], **columns: Any) -> list[float]:
