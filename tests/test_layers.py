@@ -62,7 +62,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L3", {"process_reward_checks", "hacking_radar", "fresh_calibration", "run_recorder", "trainer_setup"}),
     ("L3", {"process_grpo_trainer", "step_reward_func", "stepwise_dataset"}),
     ("L3", {"prl_trainer", "pav_trainer", "pav_reward_trainer"}),
-    ("L3", {"callbacks"}),
+    ("L3", {"callbacks", "evaluation_callback"}),
     ("L4", {"job_config"}),
     ("L4", {"collect_config", "collection_output", "command_options", "search_config"}),
     ("L4", {"collection", "plots", "experiments"}),

@@ -20,6 +20,7 @@ PUBLIC_NAMES = [
     "Completion",
     "DelimiterSplitter",
     "EffectiveReward",
+    "EvaluationCallback",
     "FixedLengthSplitter",
     "Generator",
     "MarkdownSplitter",

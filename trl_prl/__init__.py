@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .answers import math_accuracy_reward
     from .beams import beam_search, dvts
     from .callbacks import ProcessRewardCallback
+    from .evaluation_callback import EvaluationCallback
     from .generation import TransformersGenerator
     from .generation_servers import OpenAIGenerator, VLLMGenerator, VLLMServerGenerator
     from .markdown_splitter import MarkdownSplitter
@@ -45,6 +46,7 @@ __all__ = [
     "Completion",
     "DelimiterSplitter",
     "EffectiveReward",
+    "EvaluationCallback",
     "FixedLengthSplitter",
     "Generator",
     "MarkdownSplitter",
@@ -97,6 +99,7 @@ _MODULES = {
     "answers": ("math_accuracy_reward",),
     "beams": ("beam_search", "dvts"),
     "callbacks": ("ProcessRewardCallback",),
+    "evaluation_callback": ("EvaluationCallback",),
     "generation": ("TransformersGenerator",),
     "generation_servers": ("OpenAIGenerator", "VLLMGenerator", "VLLMServerGenerator"),
     "markdown_splitter": ("MarkdownSplitter",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from trl_prl.collect_config import CollectConfig
 from trl_prl.collection_output import dataset_card, push, table_schema, write_table
 from trl_prl.monte_carlo import best_of_k_row, estimate_step_values
-from trl_prl.rollouts import Problem, Spending
+from trl_prl.rollouts import Problem, Spending, prompt_token_ids
 from trl_prl.shards import ShardWriter, find_units, open_manifest, read_units
 from trl_prl.steps import get_splitter
 from trl_prl.token_pieces import TokenPieces
@@ -162,24 +162,6 @@ def _problem(dataset: Any, row: int, config: CollectConfig, tokenizer: Any) -> P
     columns = dict(dataset[row])
     prompt = columns.pop(config.prompt_column)
     return Problem(row, prompt, prompt_token_ids(tokenizer, prompt), columns)
-
-
-def prompt_token_ids(tokenizer: Any, prompt: str | list[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Ids of a prompt as TRL's trainers give them to the policy: messages through the chat template.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer, with a chat template if prompts are messages.
-        prompt (`str` or `list[dict]`):
-            The prompt.
-
-    Returns:
-        `tuple[int, ...]`: Ids.
-    """
-    if isinstance(prompt, str):
-        return tuple(tokenizer(prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return tuple(encoded["input_ids"])
 
 
 def prover_name(config: CollectConfig) -> str:

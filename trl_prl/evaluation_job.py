@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from trl_prl.answers import final_answer
-from trl_prl.collection import fingerprint, prompt_token_ids
+from trl_prl.collection import fingerprint
 from trl_prl.command_options import load_rows, make_generator
 from trl_prl.evaluate_config import EvaluateConfig
 from trl_prl.evaluation import add_step_scores, answer_pattern, check_samples, draw_samples
 from trl_prl.evaluation_output import write_results
 from trl_prl.evaluation_sources import checksum, read_samples
-from trl_prl.rollouts import Problem
+from trl_prl.rollouts import Problem, prompt_token_ids
 from trl_prl.shards import ShardWriter, find_units, open_manifest, read_units
 from trl_prl.types import Generator, OutcomeReward
 from trl_prl.verifier_loading import text_splitter

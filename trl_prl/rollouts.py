@@ -39,6 +39,28 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+def prompt_token_ids(tokenizer: Any, prompt: str | list[Mapping[str, Any]], **template_args: Any) -> tuple[int, ...]:
+    """Ids of a prompt as TRL's trainers give them to the policy: messages through the chat template.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer, with a chat template if prompts are messages.
+        prompt (`str` or `list[dict]`):
+            The prompt.
+        **template_args:
+            Passed to the chat template.
+
+    Returns:
+        `tuple[int, ...]`: Ids.
+    """
+    if isinstance(prompt, str):
+        return tuple(tokenizer(prompt)["input_ids"])
+    encoded = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **template_args
+    )
+    return tuple(encoded["input_ids"])
+
+
 @dataclass(frozen=True)
 class Rollout:
     """A whole completion of a problem and its outcome.
