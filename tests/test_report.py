@@ -20,6 +20,7 @@ from trl_prl.report_data import ReportData
 from trl_prl.report_page import embed_json, render_page
 from trl_prl.report_runs import evenly, evenly_by_rollout
 from trl_prl.run_files import RunWriter
+from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.verifier_evaluation import ScoredSolution, evaluate_verifier
 
 
@@ -198,6 +199,29 @@ def test_the_commands_own_results_are_read(tmp_path: Path) -> None:
     assert [row["label"] for row in model["groups"]["level"]] == ["0", "1"]
     row = found["completions"][0]
     assert (row["steps"], row["val"], row["correct"], row["label"]) == (["3\n", "6\n"], [0.5, 0.75], True, "m")
+
+
+def test_the_search_commands_results_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [{"prompt": p.prompt, "answer": p.answer} for p in sample_problems("tuning", 2, seed=1)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    task = "trl_prl.tasks.arithmetic"
+    words = ["search", "--model", arithmetic_policy_path(), "--dataset", str(tmp_path / "data.jsonl"), "--n", "1", "2"]
+    words += ["--reward", f"{task}:arithmetic_reward", "--answer", f"{task}:read_answer", "--check-timeout", "0"]
+    words += ["--process-reward", f"{task}:ArithmeticProcessReward", "--max-completion-length", "24", "--plot", "none"]
+    assert cli.main([*words, "--method", "beam", "--save-trees", "2", "--output-dir", str(tmp_path / "beam")]) == 0
+    found = payload_of(tmp_path / "beam")
+    shown = [problem for search in found["searches"] for problem in search["problems"]]
+    assert [problem["n"] for problem in shown] == [1, 2, 1, 2]
+    assert [problem["prompt"] for problem in shown] == [row["prompt"] for row in problems for _ in range(2)]
+    for problem in shown:
+        assert problem["answer"] is not None
+        statuses = {node["status"] for node in problem["nodes"]}
+        assert statuses <= {"open", "kept", "pruned", "finished", "unfinished", "chosen"}
+        assert (problem["chosen"] is None) == ("chosen" not in statuses)
+        assert all(node["reason"] for node in problem["nodes"] if node["status"] == "pruned")
+        assert all(node["q"] is not None for node in problem["nodes"] if node["status"] == "chosen")
+    lines = {point["line"] for search in found["searches"] for point in search["points"]}
+    assert lines == {"beam", "pass@n (beam)"}
 
 
 # ---- the page ----

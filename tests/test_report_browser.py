@@ -104,7 +104,7 @@ def test_completions_filter_by_outcome_reward_length_and_text(opened: Opened) ->
     status = page.locator("#completions [role=status]")
 
     def expect(text: str) -> None:
-        sync_api.expect(status).to_have_text(text)
+        sync_api.expect(status).to_have_text(text)  # waits: filters apply with the next frame
 
     expect("80 of 80 completions")
     page.click("#completions button:has-text('✗ Wrong')")
@@ -184,6 +184,7 @@ def test_list_and_tabs_by_keyboard(opened: Opened) -> None:
     page.keyboard.type("j?")  # in a field, letters are letters
     assert page.input_value("#search-text") == "j?"
     page.fill("#search-text", "")
+    sync_api.expect(page.locator("#completions [role=status]")).to_have_text("80 of 80 completions")
     page.focus("#completions .vlist")
     page.keyboard.press("c")
     assert page.is_visible("#compare")

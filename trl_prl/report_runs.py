@@ -25,6 +25,11 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
     "process/tokens_per_step": ("Tokens per step", "tens to hundreds for text"),
     "process/reward/frac_zero": ("Steps with a process reward of 0", "below 0.9"),
     "process/unscorable_frac": ("Steps without a score", "near 0"),
+    "process/repeated_steps": ("Steps that repeat an earlier one", "share; a rise is a sign of gaming"),
+    "process/calibration/brier": (
+        "Brier score on fresh rollouts",
+        "of the process reward; a rise is a sign of gaming",
+    ),
     "process/alpha": ("Weight of the progress", "alpha in force"),
     "completions/mean_length": ("Tokens per completion", "mean"),
     "completions/clipped_ratio": ("Completions cut at the limit", "share"),

@@ -24,6 +24,8 @@ def solution(row: Mapping[str, Any], prompt: int, source: int) -> dict[str, Any]
         progress = [None if a is None or b is None else round(a - b, 6) for a, b in pairs]
     outcome = number(row.get("outcome"))
     correct = row.get("correct", row.get("final_answer_correct"))
+    if correct is None and outcome in (0.0, 1.0):
+        correct = outcome == 1.0
     labels = numbers([float(v) if isinstance(v, bool) else v for v in row.get("labels") or []])
     reason = row.get("finish_reason")
     return {

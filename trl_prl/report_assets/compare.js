@@ -52,8 +52,9 @@ SECTIONS.compare = {
     const prompts = [...byPrompt()].map(([prompt, rows]) => [prompt, rows, new Set(rows.map(columnKey)).size])
       .filter(([, , size]) => size > 1).sort((a, b) => b[2] - a[2]).slice(0, 400);
     if (comparison.prompt === null && prompts.length) {
-      comparison.prompt = prompts[0][0];
-      comparison.run = String(prompts[0][1][0].run);
+      const [prompt, rows] = prompts[0];
+      comparison.prompt = prompt;
+      comparison.run = String((rows.find((row) => row.rew) || rows[0]).run);
     }
     const controls = h("div", { class: "bar" });
     const holder = h("div", { class: "stack" });

@@ -149,7 +149,7 @@ function renderDetail(holder, row) {
   const same = byPrompt().get(row.prompt) || [];
   const chips = [
     [isNumber(row.step) && "optimizer step", row.step], ["split", row.split],
-    ...Object.entries(row.rewards || {}).map(([name, value]) => [name, num(value)]),
+    ...Object.entries(row.rewards || {}).map(([name, value]) => [name, amount(value)]),
     [isNumber(row.outcome) && "outcome advantage", signed(row.outcome)], [isNumber(row.tokens) && "tokens", row.tokens], ["steps", row.steps.length],
     ["end", row.finished === undefined ? undefined : row.finished ? "finished" : "cut at the limit"], [isNumber(row.v0) && "value of the prompt", num(row.v0, 2)],
   ].filter(([name, value]) => name && value !== undefined && value !== null);
@@ -193,7 +193,7 @@ SECTIONS.completions = {
       h("div", { class: "bar" },
         field("Search in texts  ( / )", "text", "search", apply, { id: "search-text", placeholder: "text in prompt or completion" }),
         h("span", { class: "field" }, h("span", null, "Outcome"), segmented("Outcome", [["all", "All"], ["right", "✓ Right"], ["wrong", "✗ Wrong"]], "all", set("outcome"))),
-        rewardNames.length > 1 && select("Reward", rewardNames.map((name) => [name, name]), filter.reward, (value) => { filter.reward = value; apply(); list.redraw(); }),
+        rewardNames.length > 1 && select("Judge by", rewardNames.map((name) => [name, name]), filter.reward, (value) => { filter.reward = value; apply(); list.redraw(); }),
         rewardNames.length > 0 && [range("Reward", "low", "high", apply)],
         has((row) => isNumber(row.tokens)) && range("Tokens", "minLength", "maxLength", apply),
         has((row) => isNumber(row.step)) && range("Optimizer step", "from", "to", apply),

@@ -54,9 +54,11 @@ function num(value, digits = 3) {
   if (!isNumber(value)) return "–";
   if (Number.isInteger(value) && Math.abs(value) >= 10) return integer.format(value);
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(1);
+  if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(1).replace(/-/g, "−");
   return value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : digits).replace("-", "−");
 }
+
+const amount = (value) => (Number.isInteger(value) ? integer.format(value) : num(value));
 
 function signed(value, digits = 2) {
   if (!isNumber(value)) return "?";
@@ -143,6 +145,12 @@ function showTip(anchor, children) {
   tip.hidden = false;
   const box = anchor.getBoundingClientRect();
   const own = tip.getBoundingClientRect();
+  // Beside the text of a wide step, so that it hides no other; else below or above.
+  if (box.width > own.width + 260) {
+    tip.style.left = `${box.right - own.width - 10}px`;
+    tip.style.top = `${Math.max(8, Math.min(box.top + 4, innerHeight - own.height - 8))}px`;
+    return;
+  }
   const left = Math.max(8, Math.min(box.left, innerWidth - own.width - 8));
   const below = box.bottom + 8 + own.height < innerHeight;
   tip.style.left = `${left}px`;

@@ -65,7 +65,7 @@ SECTIONS.verifier = {
 function diagnosisCharts(candidates) {
   const provers = [...new Set(candidates.map((candidate) => candidate.prover))];
   const names = ["credit", "gain", "distinguishability", "alignment", "sum"].filter((name) => candidates.some((candidate) => candidate.numbers[name]));
-  const hints = { credit: "of progress over the outcome alone", gain: "of progress over the outcome alone", distinguishability: "variance of the progress over the policy's steps", alignment: "progress of the prover times that of the policy", sum: "both terms" };
+  const hints = { credit: "correlation of a step's credit with its true advantage", gain: "credit over that of the outcome signal alone", distinguishability: "variance of the progress over the policy's steps", alignment: "progress of the prover times that of the policy", sum: "both terms" };
   const charts = names.map((name) => {
     const lines = provers.map((prover, index) => {
       const own = candidates.filter((candidate) => candidate.prover === prover && isNumber(candidate.k) && candidate.numbers[name]).sort((a, b) => a.k - b.k);

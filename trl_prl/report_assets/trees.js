@@ -130,7 +130,8 @@ let searchList = null;
 
 SECTIONS.search = {
   build(panel) {
-    const all = DATA.searches.flatMap((search) => search.problems.map((problem) => ({ ...problem, search: isNumber(problem.n) ? `${search.label}, n = ${problem.n}` : search.label })));
+    const all = DATA.searches.flatMap((search) => search.problems.map((problem) => ({ ...problem, search: isNumber(problem.n) ? `${search.label}, n = ${problem.n}` : search.label })))
+      .sort((a, b) => Number(b.nodes.length > 0) - Number(a.nodes.length > 0) || (b.n ?? 0) - (a.n ?? 0));
     const points = DATA.searches.flatMap((search) => search.points);
     if (points.length) append(panel, [searchCurves(points)]);
     if (!all.length) return;
@@ -160,7 +161,7 @@ function showProblem(holder, problem) {
   if (!problem) return replace(holder, note("No problem fits the filters."));
   const node = h("div");
   replace(holder,
-    h("div", { class: "chips" }, mark(problem.correct), h("strong", null, problem.search), Object.entries(problem.cost).map(([name, value]) => h("span", { class: "chip" }, `${name.replace(/^num_/, "").replace(/_/g, " ")} `, h("b", null, num(value))))),
+    h("div", { class: "chips" }, mark(problem.correct), h("strong", null, problem.search), Object.entries(problem.cost).map(([name, value]) => h("span", { class: "chip" }, `${name.replace(/^num_/, "").replace(/_/g, " ")} `, h("b", null, amount(value))))),
     h("div", { class: "prompt", tabindex: "0" }, problem.prompt), problem.answer && h("p", null, "Reference answer: ", h("b", null, problem.answer)),
     problem.nodes.length ? [h("h3", null, "Tree"), h("div", { class: "tree-svg" }, drawTree(problem, (at, status, byId) => nodeDetail(node, at, status, byId))), node] : null,
     h("h3", null, "Candidates"),
