@@ -24,8 +24,13 @@ from urllib.request import urlopen
 import pytest
 
 from tests.tiny_models import build_model, build_tokenizer
+from trl_prl.beams import beam_search
 from trl_prl.generation import TransformersGenerator
 from trl_prl.generation_servers import OpenAIGenerator, VLLMGenerator, VLLMServerGenerator
+from trl_prl.rollouts import Problem
+from trl_prl.search_scoring import EffectiveReward
+from trl_prl.splitters import FixedLengthSplitter
+from trl_prl.token_pieces import TokenPieces
 from trl_prl.types import Generator, Prompt, SamplingParams
 
 
@@ -99,6 +104,29 @@ def test_real_server(served: tuple[str, Path], tokenizer: Any) -> None:
         assert (completion.token_ids[-1:] == (tokenizer.eos_token_id,)) == completion.finished
     limited = generator.generate([Prompt(prompts[0].token_ids, "x", max_tokens=2)], SamplingParams(max_tokens=12))
     assert len(limited[0][0].token_ids) <= 4
+
+
+@pytest.mark.slow
+def test_search_over_a_real_server(served: tuple[str, Path], tokenizer: Any) -> None:
+    """A beam over a server that takes text: nothing in the search knows the engine."""
+    url, folder = served
+    generator = OpenAIGenerator([url], str(folder), tokenizer, send_text=True, concurrency=4, timeout=120)
+    problem = Problem(0, "Let us add", tuple(tokenizer("Let us add").input_ids))
+    (result,) = beam_search(
+        [problem],
+        generator,
+        EffectiveReward(
+            lambda prompts, steps, **columns: [[len(step) / 99 for step in row] for row in steps], alpha=0.0
+        ),
+        FixedLengthSplitter(4),
+        TokenPieces(tokenizer),
+        SamplingParams(max_tokens=16, seed=1),
+        beam_size=2,
+        expansions=2,
+    )
+    assert result.cost.num_samples >= 8
+    assert 1 <= len(result.candidates) <= 2
+    assert all(len(candidate.steps) > 1 or candidate.finished for candidate in result.candidates)
 
 
 # ---- what a server may do wrong ----

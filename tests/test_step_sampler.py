@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,6 +162,29 @@ def test_wrong_number_of_samples_is_refused() -> None:
     steps = StepSampler(Short(PIECES, [1, 0]), DelimiterSplitter(), PIECES, SamplingParams())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="returned \\[1\\] samples for 1 prompts, but 2 were asked"):
         steps.draw([StepRequest(PROBLEM, (), 2)])
+
+
+def test_samples_that_are_tokenised_again_may_have_fewer_tokens_than_asked() -> None:
+    """A server that takes text: its answer to a request for two tokens may be one here, and that is no limit."""
+
+    class Text(Recital):
+        send_text = True
+
+        def generate(self, prompts: Any, params: Any) -> Any:
+            assert not params.stop
+            return super().generate([replace(prompt, max_tokens=1) for prompt in prompts], params)
+
+    script = [1, 4, 2, 2, 4, 1, 0]
+    steps = StepSampler(Text(PIECES, script), DelimiterSplitter("\n"), PIECES, SamplingParams(), chunk_tokens=2)  # type: ignore[arg-type]
+    assert [len(sample.ids) for sample in walk(steps)] == [2, 5, 7]
+
+    class Longer(Text):
+        def generate(self, prompts: Any, params: Any) -> Any:
+            return Recital.generate(self, [replace(prompt, max_tokens=4) for prompt in prompts], params)
+
+    sampling = SamplingParams(max_tokens=2)
+    longer = StepSampler(Longer(PIECES, script), DelimiterSplitter("\n"), PIECES, sampling, chunk_tokens=2)  # type: ignore[arg-type]
+    assert [(len(sample.ids), sample.end) for sample in walk(longer)] == [(2, "length")]
 
 
 def test_chunk_must_be_positive() -> None:

@@ -145,8 +145,6 @@ class Searcher:
             "process_reward": self.effective,
             "limits": config.limits(),
             "chunk_tokens": config.chunk_tokens,
-            # Servers that take text leave stop texts out of their answers.
-            "step_stop": () if config.send_text else None,
             "keep_tree": any(problem.row < config.save_trees for problem in problems),
         }
         if config.method == "beam":

@@ -105,7 +105,8 @@ class StepSampler:
         chunk_tokens (`int`, *optional*, defaults to `64`):
             Tokens after which to look, where no stop texts are known.
         step_stop (`tuple[str, ...]`, *optional*):
-            Texts to pause at, [`step_stop_texts`] by default; `()` for an engine that leaves stop texts out.
+            Texts to pause at, [`step_stop_texts`] by default. An engine that leaves stop texts out of samples needs
+            `()`, which is the default for an [`OpenAIGenerator`] with `send_text`.
 
     Raises:
         `ValueError`: If `chunk_tokens` is below 1.
@@ -130,7 +131,11 @@ class StepSampler:
         self.token_pieces = token_pieces
         self.sampling = sampling
         self.chunk_tokens = chunk_tokens
-        self.step_stop = step_stop_texts(splitter) if step_stop is None else step_stop
+        # A server that takes text leaves stop texts out, and its samples are tokenised again, to any number of tokens.
+        self._sends_text = bool(getattr(generator, "send_text", False))
+        if step_stop is None:
+            step_stop = () if self._sends_text else step_stop_texts(splitter)
+        self.step_stop = step_stop
 
     def draw(self, requests: Sequence[StepRequest]) -> list[list[StepSample]]:
         """Sample steps.
@@ -208,7 +213,9 @@ class StepSampler:
             sample.end = "eos"
         elif completion.finish_reason == "stop":
             sample.end = "stop"
-        elif len(sample.ids) >= self.sampling.max_tokens or len(completion.token_ids) < asked:
+        elif len(sample.ids) >= self.sampling.max_tokens or len(completion.token_ids) < (
+            1 if self._sends_text else asked
+        ):
             # The second: the engine has no position left.
             sample.end = "length"
 
@@ -234,7 +241,9 @@ class StepSampler:
             sample.ids, sample.end = sample.ids[:stop_end], "stop"
             return True
         if step_end < length:
-            sample.ids, sample.end = sample.ids[:step_end], "step"
+            # Samples that were tokenised again may be longer than asked.
+            sample.end = "step" if step_end < self.sampling.max_tokens else "length"
+            sample.ids = sample.ids[:step_end]
             return True
         if length >= self.sampling.max_tokens and sample.end != "eos":
             sample.end = "length"
