@@ -14,6 +14,7 @@ import torch
 
 from tests.scripts.distributed_train import train
 from tests.trainer_runs import KINDS, PROCESS_METRICS
+from trl_prl.run_files import read_run
 
 
 pytestmark = pytest.mark.slow
@@ -99,3 +100,25 @@ def assert_equal_runs(kind: str, ranks: list[dict[str, Any]], one: dict[str, Any
 def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
     ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
     assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))
+    assert_equal_records(two_processes / kind, tmp_path)
+
+
+def assert_equal_records(two: Path, one: Path) -> None:
+    """Each process records its own completions, the first one the scalars; together they are those of one process."""
+    assert len(list((two / "process").glob("completions-*.jsonl"))) == 2
+    shared, expected = read_run(two), read_run(one)
+    assert [row["optimizer_step"] for row in shared.metrics] == [row["optimizer_step"] for row in expected.metrics]
+
+    def by_text(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: (row["optimizer_step"], row["prompt"], row["steps"]))
+
+    assert len(shared.completions) == len(expected.completions) > 0
+    for row, other in zip(by_text(shared.completions), by_text(expected.completions), strict=True):
+        assert (row["steps"], row["finished"], row["num_tokens"]) == (
+            other["steps"],
+            other["finished"],
+            other["num_tokens"],
+        )
+        assert row["rewards"] == pytest.approx(other["rewards"], rel=1e-4, abs=1e-4)
+        assert row["outcome_advantage"] == pytest.approx(other["outcome_advantage"], rel=1e-3, abs=1e-4)
+        assert row["step_advantages"] == pytest.approx(other["step_advantages"], rel=1e-3, abs=1e-4)

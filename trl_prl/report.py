@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for path in written:
         print(path)
-    if "html" in args.format and sys.stdout.isatty():
-        print(how_to_open(args.output))
+    if "html" in args.format:
+        print(how_to_open(args.output), file=sys.stderr)
     return 0
 
 
