@@ -71,6 +71,7 @@ TIERS: list[tuple[str, set[str]]] = [
     ("L4", {"planted_experiment", "arithmetic_experiment", "report_solutions", "report_figures"}),
     ("L4", {"report_data"}),
     ("L4", {"report"}),
+    ("L4", {"arithmetic_pipeline"}),
     ("L4", {"evaluate_config"}),
     ("L4", {"evaluation_sources", "evaluation_output"}),
     ("L4", {"evaluation_job"}),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems, root_mean_square
+from trl_prl.generation import TransformersGenerator
 from trl_prl.intervals import SequentialRule, wilson_interval
 from trl_prl.monte_carlo import MonteCarloParams, best_of_k_row, estimate_step_values
 from trl_prl.rollouts import Problem, Spending
 from trl_prl.splitters import DelimiterSplitter
-from trl_prl.tasks.arithmetic import ArithmeticProcessReward, arithmetic_reward
+from trl_prl.tasks.arithmetic import ArithmeticProcessReward, arithmetic_policy_path, arithmetic_reward
 from trl_prl.token_pieces import TokenPieces
 from trl_prl.types import SamplingParams
 
@@ -251,3 +253,18 @@ def test_refuses_what_it_cannot_do(prover: ArithmeticProver) -> None:
             MonteCarloParams(**fields)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k=0"):
         best_of_k_row({}, 0)
+
+
+def test_seeds_may_be_sampled_at_another_temperature() -> None:
+    """The seeds are those of the policy; values are those of the same weights at temperature 0, so 0 or 1."""
+    generator = TransformersGenerator.from_pretrained(arithmetic_policy_path(), dtype="float32", device="cpu")
+    problems = arithmetic_problems(generator.tokenizer, 6)
+    hot = replace(SAMPLING, max_tokens=24)
+    own = estimate(generator, problems, MonteCarloParams(3, 2), sampling=hot)
+    greedy = estimate(
+        generator, problems, MonteCarloParams(3, 2), sampling=replace(hot, temperature=0.0), seed_sampling=hot
+    )
+    assert [row["completions"] for row in greedy] == [row["completions"] for row in own]
+    labels = [label for row in greedy for label in row["labels"] if label is not None]
+    assert {*labels} == {0.0, 1.0}
+    assert {label for row in own for label in row["labels"]} > {0.0, 1.0}

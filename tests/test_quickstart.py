@@ -18,18 +18,21 @@ PNG_SIGNATURE = b"\x89PNG\r\n"
 
 
 @pytest.mark.slow
-def test_quickstart_writes_plots_table_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_writes_plots_tables_numbers_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--planted-steps", "3", "--arithmetic-steps", "2", "--problems", "4", "--output-dir", str(tmp_path)]
     assert main(["quickstart", *arguments]) == 0
     for name in ("planted.png", "arithmetic.png"):
         assert (tmp_path / name).read_bytes().startswith(PNG_SIGNATURE)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [len(curve) for curve in results["planted"].values()] == [3, 3, 3, 3]
-    assert list(results["arithmetic"]) == ["before", "GRPO", "PRL", "PAV"]
+    assert list(results["arithmetic"]) == ["before", "GRPO", "PRL", "PAV, exact", "PAV, learned"]
     for name, result in results["arithmetic"].items():
         assert len(result["curve"]) == (0 if name == "before" else 2)
         assert all(0.0 <= score <= 100.0 for score in result["scores"].values())
+    assert "</html>" in (tmp_path / "report.html").read_text()
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"grpo", "prl", "pav-exact", "pav-learned"}
     printed = capsys.readouterr().out
+    assert "report.html" in printed
     assert "Planted sub-sequence" in printed
     assert "PAV" in printed
 

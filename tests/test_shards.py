@@ -137,3 +137,12 @@ def test_many_processes_begin_one_job(tmp_path: Path) -> None:
     refused = sum("refused" in process.communicate()[0] for process in processes)
     assert refused == 4
     assert len(json.loads((tmp_path / MANIFEST).read_text())["seed"]) == 5000
+
+
+def test_a_job_begun_before_a_setting_existed_had_its_default(tmp_path: Path) -> None:
+    open_manifest(tmp_path, {"n_mc": 4})
+    open_manifest(tmp_path, {"n_mc": 4, "n_branch": 0}, {"n_mc": 20, "n_branch": 0})
+    with pytest.raises(ValueError, match="n_branch: 0 there, 2 now"):
+        open_manifest(tmp_path, {"n_mc": 4, "n_branch": 2}, {"n_mc": 20, "n_branch": 0})
+    with pytest.raises(ValueError, match="n_mc: 4 there, 20 now"):
+        open_manifest(tmp_path, {"n_mc": 20, "n_branch": 0}, {"n_mc": 20, "n_branch": 0})

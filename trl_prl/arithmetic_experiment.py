@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 from trl import GRPOConfig
 
 from .experiments import OnStep, cpu_fields, train_quietly
@@ -144,11 +144,17 @@ class Method:
             Learning rate.
         coefficient (`float`):
             `beta` of PRL or `alpha` of PAV; not used by GRPO.
+        process_reward (`ProcessReward` or `str`, *optional*):
+            What PAV scores steps with: a process reward, or the folder of a verifier. Exact values by default.
+        best_of_k (`int`):
+            Best-of-K transform of its values.
     """
 
     name: str
     learning_rate: float
     coefficient: float = 0.0
+    process_reward: Any = None
+    best_of_k: int = 1
 
 
 def training_problems(num_problems: int, seed: int, split: Split = "train") -> Dataset:
@@ -167,6 +173,7 @@ def train_arithmetic(
     on_step: OnStep | None = None,
     output_dir: Path | None = None,
     num_eval_problems: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train the shipped base policy on arithmetic problems, eight problems and eight samples each per optimizer step.
 
@@ -186,6 +193,8 @@ def train_arithmetic(
         num_eval_problems (`int`, *optional*, defaults to `0`):
             Problems, half of them long, on which the policy is evaluated five times during the run, so that the record
             has the same prompts again and again. It moves the random numbers of the rollouts.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Further callbacks of the trainer.
 
     Returns:
         `tuple`: The trained policy, and the metrics of every optimizer step.
@@ -197,8 +206,13 @@ def train_arithmetic(
         "PAV": (
             PAVTrainer,
             PAVConfig,
-            {"beta": 0.0, "alpha": method.coefficient, "step_splitter": "newline"},
-            {"process_reward": ArithmeticProcessReward()},
+            {
+                "beta": 0.0,
+                "alpha": method.coefficient,
+                "best_of_k": method.best_of_k,
+                "step_splitter": "newline",
+            },
+            {"process_reward": method.process_reward or ArithmeticProcessReward()},
         ),
     }
     trainer_class, config_class, fields, arguments = classes[method.name]
@@ -223,6 +237,7 @@ def train_arithmetic(
             arithmetic_reward,
             args,
             training_problems(8 * max_steps, seed),
+            callbacks=[*callbacks],
             **arguments,
         )
         logs = train_quietly(trainer, on_step)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trl_prl.intervals import SequentialRule
 from trl_prl.job_config import JobConfig, option
 from trl_prl.monte_carlo import MonteCarloParams
+from trl_prl.types import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class CollectConfig(JobConfig):
     splitter: str = option("newline", "where steps end; the same as in training")
     step_length: int = option(256, "tokens per step of the splitter 'fixed'")
     seed_model: str | None = option(None, "path or Hub id of another model that draws the seeds")
+    seed_temperature: float | None = option(None, "sampling temperature of the seeds, if it is not the prover's")
     price_per_million_tokens: float | None = option(None, "price of sampled tokens, for the cost estimate")
     push_to_hub: str | None = option(None, "Hub id of a dataset to push the result to")
 
@@ -51,6 +53,7 @@ class CollectConfig(JobConfig):
                 "prover itself."
             )
         self.monte_carlo()
+        self.seed_sampling()
 
     def monte_carlo(self) -> MonteCarloParams:
         """How rollouts are spent."""
@@ -67,3 +70,9 @@ class CollectConfig(JobConfig):
             unfinished=self.unfinished,
             n_branch=self.n_branch,
         )
+
+    def seed_sampling(self) -> SamplingParams | None:
+        """How to sample the seeds; `None` for like the rollouts."""
+        if self.seed_temperature is None:
+            return None
+        return replace(self.sampling(), temperature=self.seed_temperature)

@@ -84,7 +84,7 @@ def collect(
     folder = Path(config.output_dir)
     # A splitter that does not exist must not leave a folder that no corrected job can use.
     get_splitter(config.splitter, step_length=config.step_length)
-    open_manifest(folder, settings)
+    open_manifest(folder, settings, config.defaults())
     size = config.problems_per_unit
     num_units = -(-len(dataset) // size)
     _compute_units(config, dataset, tokenizer, make_generators, reward, folder, num_units, on_progress)
@@ -148,6 +148,7 @@ def _compute_units(
                 config.monte_carlo(),
                 config.sampling(),
                 seed_generator=seed_generator,
+                seed_sampling=config.seed_sampling(),
                 threshold=config.reward_threshold,
                 confidence=config.confidence,
                 spending=spending,
@@ -167,6 +168,8 @@ def _problem(dataset: Any, row: int, config: CollectConfig, tokenizer: Any) -> P
 def prover_name(config: CollectConfig) -> str:
     """The prover in words."""
     name = f"{config.model} with {config.adapter}" if config.adapter else config.model
+    if config.seed_temperature not in (None, config.temperature):
+        name = f"{name} at temperature {config.temperature:g}"
     return f"Best-of-{config.best_of_k} of {name}" if config.best_of_k > 1 else name
 
 

@@ -128,6 +128,12 @@ def check_settings(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]])
             "first file must have the base policy's own values. Collect the base policy without --seed-model, and "
             "give it first."
         )
+    if settings[0].get("seed_temperature") not in (None, settings[0]["temperature"]):
+        raise ValueError(
+            f"{paths[0]} has values at temperature {settings[0]['temperature']} on seeds at temperature "
+            f"{settings[0]['seed_temperature']}, but the first file must have the base policy's own values. Collect "
+            "the base policy without --seed-temperature, and give it first."
+        )
 
 
 def _success(problem: ProblemValues) -> float | None:

@@ -130,7 +130,7 @@ def evaluate(
     for name, path in config.sources():
         source = _Source(config, name, path)
         folder = Path(config.output_dir) / "models" / _slug(name)
-        open_manifest(folder, json.loads(json.dumps(source.settings(), default=str)))
+        open_manifest(folder, json.loads(json.dumps(source.settings(), default=str)), config.defaults())
         folders[name] = folder, -(-source.num_problems // config.problems_per_unit)
         _compute_units(config, source, folder, reward, verifiers, on_progress or (lambda progress: None))
         source.close()

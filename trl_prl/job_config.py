@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from trl_prl.types import SamplingParams
@@ -126,3 +126,8 @@ class JobConfig:
     def settings(self) -> dict[str, Any]:
         """The fields that rows depend on: a job can only be resumed with the same ones."""
         return {name: value for name, value in asdict(self).items() if name not in self.not_in_rows}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The defaults of all fields."""
+        return {known.name: known.default for known in fields(cls)}

@@ -91,6 +91,7 @@ def estimate_step_values(
     sampling: SamplingParams,
     *,
     seed_generator: Generator | None = None,
+    seed_sampling: SamplingParams | None = None,
     threshold: float = 0.5,
     confidence: float = 0.95,
     spending: Spending | None = None,
@@ -119,6 +120,8 @@ def estimate_step_values(
             How to sample; `max_tokens` is the limit of a whole completion. `n` is not read.
         seed_generator ([`Generator`], *optional*):
             Draws the seeds instead of the prover: the base policy, for instance.
+        seed_sampling ([`SamplingParams`], *optional*):
+            How seeds and branches are sampled, if not like the prover's rollouts.
         threshold (`float`, *optional*, defaults to `0.5`):
             Rewards above it are correct.
         confidence (`float`, *optional*, defaults to `0.95`):
@@ -130,7 +133,15 @@ def estimate_step_values(
         `list[dict]`: One row per distinct seed and per distinct branch, as `docs/collection.md` describes it.
     """
     roller = Roller(problems, prover, reward, token_pieces, sampling, threshold, spending)
-    seeder = Roller(problems, seed_generator or prover, reward, token_pieces, sampling, threshold, roller.spending)
+    seeder = Roller(
+        problems,
+        seed_generator or prover,
+        reward,
+        token_pieces,
+        seed_sampling or sampling,
+        threshold,
+        roller.spending,
+    )
     drawn = seeder.draw([(i, ()) for i in range(len(problems))], params.n_cov, "seed")
     traces = _traces(splitter, token_pieces, [(i, r) for i, rollouts in enumerate(drawn) for r in rollouts])
     tallies: dict[Prefix, Tally] = {}
@@ -158,7 +169,7 @@ def estimate_step_values(
     keys = [trace.key(h) for trace in traces for h in range(trace.num_kept + 1)]
     # Rollouts of another prover from the same prefixes must not share the random numbers of the policy's own, or the
     # errors of their values would be correlated, which a covariance between them would count as signal.
-    label = "value" if seed_generator is None else "prover"
+    label = "value" if seed_generator is None and seed_sampling is None else "prover"
     measure(roller, keys, tallies, params.n_mc, params.unfinished, label)
     rows = [_row(roller, trace, tallies, confidence) for trace in traces]
     return [row if row["branch_at"] is None else label_once(row) for row in rows]

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .report import how_to_open, write_report
 
-# Chosen by `tests/benchmarks/arithmetic.py` on the tuning split, each method by itself.
-HYPERPARAMETERS = {"GRPO": (5e-5, 0.0), "PRL": (5e-5, 0.005), "PAV": (1e-4, 5.0)}
+
+# Method, learning rate and beta or alpha, each row chosen by itself on the tuning split: `arithmetic.py` and
+# `pav_pipeline.py` in `tests/benchmarks`.
+LEARNED = "PAV, learned"
+HYPERPARAMETERS = {
+    "GRPO": ("GRPO", 5e-5, 0.0),
+    "PRL": ("PRL", 5e-5, 0.005),
+    "PAV, exact": ("PAV", 1e-4, 5.0),
+    LEARNED: ("PAV", 1e-4, 5.0),
+}
+# Of the 16 problems of the runs' evaluations, the report shows completions at several checkpoints.
+NUM_EVAL_PROBLEMS = 16
 COLUMNS = ("main/avg@8", "main/pass@8", "long/avg@8", "long/pass@8")
 
 
@@ -31,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run both parts, draw the plots and print the table."""
+    """Run both parts, draw the plots, write the report and print the tables."""
     for name in ("planted_steps", "arithmetic_steps", "problems"):
         if getattr(args, name) < 1:
             raise ValueError(
@@ -45,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     # The models are so small that more threads only wait for each other.
     torch.set_num_threads(min(2, torch.get_num_threads()))
     console = Console()
-    console.print("[bold]trl-prl quickstart[/bold]: process rewards on two small tasks, in about three minutes.")
+    console.print("[bold]trl-prl quickstart[/bold]: process rewards on two small tasks, in about four minutes.")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -55,17 +67,20 @@ def run(args: argparse.Namespace) -> int:
     )
     with Progress(*columns, console=console) as progress:
         planted = run_planted(progress, args.seed, args.planted_steps)
-        arithmetic = run_arithmetic(progress, args.seed, args.arithmetic_steps, args.problems)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+        runs_dir = args.output_dir / "runs"
+        arithmetic = run_arithmetic(progress, args.seed, args.arithmetic_steps, args.problems, runs_dir)
     draw(planted, arithmetic, args.output_dir)
     results = {"seed": args.seed, "planted": planted, "arithmetic": arithmetic}
     (args.output_dir / "results.json").write_text(json.dumps(results, indent=1))
     console.print(planted_table(planted))
     console.print(arithmetic_table(arithmetic))
+    report = args.output_dir / "report.html"
+    write_report([args.output_dir], report, title="trl-prl quickstart")
     console.print(
         f"Plots: {args.output_dir / 'planted.png'} and {args.output_dir / 'arithmetic.png'}; numbers: "
         f"{args.output_dir / 'results.json'}. One seed proves nothing: docs/experiments.md has several, with spread."
     )
+    console.print(f"Report, with every sampled step coloured by its credit. {how_to_open(report)}", soft_wrap=True)
     return 0
 
 
@@ -108,9 +123,17 @@ def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list
     return curves
 
 
-def run_arithmetic(progress: Progress, seed: int, max_steps: int, num_problems: int) -> dict[str, dict[str, Any]]:
-    """Part 2: avg@8 and pass@8 before and after training with each method, and accuracy per optimizer step."""
+def run_arithmetic(
+    progress: Progress, seed: int, max_steps: int, num_problems: int, runs_dir: Path
+) -> dict[str, dict[str, Any]]:
+    """Part 2: avg@8 and pass@8 before and after training with each method, and accuracy per optimizer step.
+
+    The records of the runs go to folders in `runs_dir`; those of an earlier quickstart are removed.
+    """
     from .arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+    from .tasks.arithmetic import arithmetic_verifier_path
+
+    shutil.rmtree(runs_dir, ignore_errors=True)
 
     def evaluate(name: str, model: Any) -> dict[str, float]:
         task = progress.add_task(f"2 arithmetic: test {name}", total=2 * 8 * num_problems, note="samples")
@@ -119,13 +142,20 @@ def run_arithmetic(progress: Progress, seed: int, max_steps: int, num_problems: 
     results: dict[str, dict[str, Any]] = {
         "before": {"scores": evaluate("base policy", load_arithmetic_policy()), "curve": []}
     }
-    for name, (learning_rate, coefficient) in HYPERPARAMETERS.items():
+    for name, (method_name, learning_rate, coefficient) in HYPERPARAMETERS.items():
+        verifier: dict[str, Any] = (
+            {"process_reward": arithmetic_verifier_path(), "best_of_k": 4} if name == LEARNED else {}
+        )
+        method = Method(method_name, learning_rate, coefficient, **verifier)
         task = progress.add_task(f"2 arithmetic: train {name}", total=max_steps, note="")
 
         def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
             progress.update(task, completed=step, note=f"{100 * metrics['reward']:.0f} % right")
 
-        model, logs = train_arithmetic(Method(name, learning_rate, coefficient), seed, max_steps, on_step=on_step)
+        folder = runs_dir / name.lower().replace(", ", "-")
+        model, logs = train_arithmetic(
+            method, seed, max_steps, on_step, output_dir=folder, num_eval_problems=NUM_EVAL_PROBLEMS
+        )
         results[name] = {"scores": evaluate(name, model), "curve": [entry["reward"] for entry in logs]}
         say(progress, f"2 arithmetic: {name} trained for {max_steps} optimizer steps and tested")
     return results

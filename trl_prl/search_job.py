@@ -87,7 +87,7 @@ def run_search(
     load_answer_function(config.answer)
     folder = Path(config.output_dir)
     settings = {**config.settings(), "num_problems": len(dataset), "fingerprint": fingerprint(dataset)}
-    open_manifest(folder, settings)
+    open_manifest(folder, settings, config.defaults())
     size = config.problems_per_unit
     num_units = -(-len(dataset) // size)
     index, number = config.process()

@@ -21,7 +21,9 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 
 
-def open_manifest(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def open_manifest(
+    folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Begin a job in a folder, or make sure that the one begun there is the same.
 
     Several processes may call this at once: the first one writes the manifest.
@@ -31,6 +33,8 @@ def open_manifest(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             Folder of the job; made if absent.
         settings (`Mapping[str, Any]`):
             Everything that the rows depend on, as JSON values.
+        defaults (`Mapping[str, Any]`, *optional*):
+            Defaults of settings. A job begun before one of them existed had its default.
 
     Returns:
         `dict[str, Any]`: The settings in the manifest.
@@ -48,6 +52,8 @@ def open_manifest(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             )
         _write_once(path, json.dumps(wanted, indent=1, sort_keys=True))
     begun = json.loads(path.read_text(encoding="utf-8"))
+    known = json.loads(json.dumps({name: default for name, default in (defaults or {}).items() if name in wanted}))
+    begun = {**known, **begun}
     different = sorted(name for name in {*begun, *wanted} if begun.get(name) != wanted.get(name))
     if different:
         changes = ", ".join(f"{name}: {begun.get(name)!r} there, {wanted.get(name)!r} now" for name in different)

@@ -366,3 +366,15 @@ def arithmetic_policy_path() -> str:
         `str`: Path of the folder.
     """
     return str(files("trl_prl") / "tasks" / "arithmetic_policy")
+
+
+def arithmetic_verifier_path() -> str:
+    """Folder of the verifier that ships with the package, trained on rollouts of the shipped base policy.
+
+    `PAVTrainer` takes it as `process_reward`. Its values are those of the base policy itself; `best_of_k=4` in the
+    config makes them those of its Best-of-4.
+
+    Returns:
+        `str`: Path of the folder.
+    """
+    return str(files("trl_prl") / "tasks" / "arithmetic_verifier")

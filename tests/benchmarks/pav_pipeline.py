@@ -1,0 +1,204 @@
+"""The whole PAV pipeline on arithmetic in text: collect step values, train a verifier, train policies with it.
+
+    python tests/benchmarks/pav_pipeline.py --output docs/figures/pav_pipeline.json --work pipeline-out
+
+Steps of the shipped base policy are valued by rollouts of a prover; a verifier learns the values; `PAVTrainer` uses
+the progress that it sees. Two provers: the Best-of-4 of the base policy, and the same weights sampled at temperature
+0.3. GRPO and PRL draw the same number of samples per optimizer step; PAV's further cost, the rollouts of the
+verifier's data, is reported next to it. Settings of GRPO and PRL are those of `arithmetic.py`; PAV's are the best of a
+grid on the tuning split. Writes the results, `pav_pipeline.md` and `pav_pipeline.png`. Everything that is finished is
+kept, so it can be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Results, machine_text, spread, table
+from transformers import TrainerCallback
+
+from trl_prl.arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+from trl_prl.arithmetic_pipeline import collect_arithmetic, right_lines_auroc, train_arithmetic_verifier
+from trl_prl.plots import draw_curves, new_figure, save
+
+
+METHODS = {"GRPO": Method("GRPO", 5e-5), "PRL": Method("PRL", 5e-5, 0.005)}
+# Name of the method: temperature of the prover's rollouts, and K.
+PROVERS = {"PAV, Bo4": (1.0, 4), "PAV, sure": (0.3, 1)}
+LEARNING_RATE = 1e-4
+ALPHAS = (1.5, 5.0)
+TUNING_SEED = 1000
+COLUMNS = ("main/avg@8", "main/pass@8", "long/avg@8", "long/pass@8")
+
+
+class Curve(TrainerCallback):
+    """Evaluates the policy on held-out problems every few optimizer steps."""
+
+    def __init__(self, every: int, num_problems: int, seed: int) -> None:
+        self.every, self.num_problems, self.seed = every, num_problems, seed
+        self.points: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.points.append(
+                {
+                    "optimizer_step": state.global_step,
+                    **evaluate_arithmetic(model, "test", self.num_problems, self.seed),
+                }
+            )
+
+
+def make_verifier(results: Results, name: str, args: argparse.Namespace) -> str:
+    """Collect, train, save; returns the verifier's folder."""
+    temperature, _ = PROVERS[name]
+    values, folder = args.work / f"values-{temperature:g}", args.work / f"verifier-{temperature:g}"
+
+    def collect_values() -> dict[str, Any]:
+        data = collect_arithmetic(values, args.collect_problems, args.n_cov, args.n_mc, temperature)
+        return {"rows": len(data.rows), **data.spending.as_dict()}
+
+    def train_verifier() -> dict[str, Any]:
+        data = collect_arithmetic(values, args.collect_problems, args.n_cov, args.n_mc, temperature)
+        start = time.perf_counter()
+        verifier, metrics = train_arithmetic_verifier(
+            data.rows, folder, prover=f"the arithmetic policy at temperature {temperature:g}", epochs=args.epochs
+        )
+        seconds = time.perf_counter() - start
+        return {"metrics": metrics, "seconds": seconds, "right_lines_auroc": right_lines_auroc(verifier, "test")}
+
+    results.get(f"collection {name}", collect_values)
+    results.get(f"verifier {name}", train_verifier)
+    return str(folder)
+
+
+def run(results: Results, key: str, name: str, method: Method, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train once and evaluate on the way, unless that was done before."""
+
+    def compute() -> dict[str, Any]:
+        curve = Curve(args.every, args.problems, seed)
+        if key == "tune":
+            model, _ = train_arithmetic(method, seed, args.steps)
+            return {"scores": evaluate_arithmetic(model, "tuning", args.problems, seed)}
+        _, logs = train_arithmetic(method, seed, args.steps, callbacks=[curve])
+        return {
+            "scores": curve.points[-1],
+            "points": curve.points,
+            "sampled_tokens": sum(entry["completions/mean_length"] for entry in logs) * 64,
+        }
+
+    label = f"{key} {name} lr {method.learning_rate:g} c {method.coefficient:g} seed {seed}"
+    return results.get(label, compute)
+
+
+def tune(results: Results, args: argparse.Namespace) -> tuple[dict[str, Method], str]:
+    """Best alpha of PAV with each verifier by the mean avg@8 of both lengths on the tuning split."""
+    best, rows = {}, []
+    for name in PROVERS:
+        if name not in args.methods:
+            continue
+        best_of_k, scored = PROVERS[name][1], []
+        verifier = make_verifier(results, name, args)
+        for alpha in ALPHAS:
+            method = Method("PAV", LEARNING_RATE, alpha, verifier, best_of_k)
+            scores = run(results, "tune", name, method, TUNING_SEED, args)["scores"]
+            scored.append((scores["main/avg@8"] + scores["long/avg@8"], method))
+            rows.append([name, f"{alpha:g}", *(f"{scores[c]:.1f}" for c in COLUMNS)])
+        best[name] = max(scored, key=lambda pair: pair[0])[1]
+    return best, table(["method", "alpha", *COLUMNS], rows)
+
+
+def verifiers_text(results: Results, runs: dict[str, list[Any]]) -> str:
+    """What the verifiers know, and what their data cost next to one training run."""
+    rows = []
+    for name in [name for name in PROVERS if name in runs]:
+        collection, verifier = results.data[f"collection {name}"], results.data[f"verifier {name}"]
+        lines, one = verifier["right_lines_auroc"], runs[name][0]["sampled_tokens"]
+        rows.append(
+            [
+                name,
+                f"{collection['num_rollouts']:,}",
+                f"{collection['num_sampled_tokens']:,}",
+                f"{collection['num_sampled_tokens'] / one:.1f}",
+                f"{verifier['seconds']:.0f} s",
+                f"{verifier['metrics']['eval_auroc']:.2f}",
+                f"{lines['main']:.2f}, {lines['long']:.2f}",
+            ]
+        )
+    header = [
+        "verifier of",
+        "rollouts",
+        "tokens sampled",
+        "of one training run's",
+        "training",
+        "AUROC",
+        "right lines, AUROC (main, long)",
+    ]
+    return table(header, rows)
+
+
+def draw(runs: dict[str, list[Any]], base: list[dict[str, float]], path: Path) -> None:
+    figure, axes = new_figure(4, width=3.4)
+    for axis, column in zip(axes, COLUMNS, strict=True):
+        curves = {
+            name: [[base[i][column], *(p[column] for p in run["points"])] for i, run in enumerate(entries)]
+            for name, entries in runs.items()
+        }
+        steps = [0, *(p["optimizer_step"] for p in next(iter(runs.values()))[0]["points"])]
+        draw_curves(axis, curves, x=steps)
+        axis.set(title=column, xlabel="optimizer step", ylabel="%")
+    save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *PROVERS], default=[*METHODS, *PROVERS])
+    parser.add_argument("--steps", type=int, default=240, help="optimizer steps, 64 samples each")
+    parser.add_argument("--every", type=int, default=60, help="optimizer steps between evaluations")
+    parser.add_argument("--problems", type=int, default=256, help="held-out problems per length")
+    parser.add_argument("--collect-problems", type=int, default=8000)
+    parser.add_argument("--n-cov", type=int, default=4)
+    parser.add_argument("--n-mc", type=int, default=4)
+    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("pipeline-out"), help="folder of step values and verifier")
+    parser.add_argument("--output", type=Path, default=Path("docs/figures/pav_pipeline.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = Results(args.output)
+    best, tuning = tune(results, args)
+    methods = {name: method for name, method in {**METHODS, **best}.items() if name in args.methods}
+    base = [
+        results.get(
+            f"base seed {seed}",
+            lambda seed=seed: evaluate_arithmetic(load_arithmetic_policy(), "test", args.problems, seed),
+        )
+        for seed in range(args.seeds)
+    ]
+    runs = {
+        name: [run(results, "test", name, method, seed, args) for seed in range(args.seeds)]
+        for name, method in methods.items()
+    }
+    scores = {"before": base, **{name: [entry["scores"] for entry in entries] for name, entries in runs.items()}}
+    rows = [
+        [name, *(spread([entry[column] for entry in entries]) for column in COLUMNS)]
+        for name, entries in scores.items()
+    ]
+    text = (
+        f"{verifiers_text(results, runs)}\n"
+        f"Tuning split, seed {TUNING_SEED}, %\n\n{tuning}\n"
+        f"Test split, {args.seeds} seeds, mean (lowest to highest), %; {args.problems} problems per length, "
+        f"{args.steps} optimizer steps of 64 samples\n\n{table(['policy', *COLUMNS], rows)}\n"
+        f"{machine_text(results.data['machine'])}\n"
+    )
+    args.output.with_suffix(".md").write_text(text)
+    draw(runs, base, args.output.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
