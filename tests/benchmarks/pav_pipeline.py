@@ -2,12 +2,12 @@
 
     python tests/benchmarks/pav_pipeline.py --output docs/figures/pav_pipeline.json --work pipeline-out
 
-Steps of the shipped base policy are valued by rollouts of a prover; a verifier learns the values; `PAVTrainer` uses
-the progress that it sees. Two provers: the Best-of-4 of the base policy, and the same weights sampled at temperature
-0.3. GRPO and PRL draw the same number of samples per optimizer step; PAV's further cost, the rollouts of the
-verifier's data, is reported next to it. Settings of GRPO and PRL are those of `arithmetic.py`; PAV's are the best of a
-grid on the tuning split. Writes the results, `pav_pipeline.md` and `pav_pipeline.png`. Everything that is finished is
-kept, so it can be interrupted.
+Steps of the shipped base policy are valued by its own rollouts; a verifier learns the values; `PAVTrainer` uses the
+progress that it sees under the Best-of-4 of the base policy. GRPO and PRL draw the same number of samples per
+optimizer step; PAV's further cost, the rollouts of the verifier's data, is reported next to it. Settings of GRPO and
+PRL are those of `arithmetic.py`; PAV's are the best of a grid on the tuning split. `--temperature` makes the prover
+another one: the same weights, sampled more surely than the policy. Writes the results, `pav_pipeline.md` and
+`pav_pipeline.png`. Everything that is finished is kept, so it can be interrupted.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from common import Results, machine_text, spread, table
 from transformers import TrainerCallback
 
 from trl_prl.arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
-from trl_prl.arithmetic_pipeline import collect_arithmetic, right_lines_auroc, train_arithmetic_verifier
+from trl_prl.arithmetic_pipeline import VerifierData, collect_arithmetic, right_lines_auroc, train_arithmetic_verifier
 from trl_prl.plots import draw_curves, new_figure, save
 
 
 METHODS = {"GRPO": Method("GRPO", 5e-5), "PRL": Method("PRL", 5e-5, 0.005)}
-# Name of the method: temperature of the prover's rollouts, and K.
-PROVERS = {"PAV, Bo4": (1.0, 4), "PAV, sure": (0.3, 1)}
-LEARNING_RATE = 1e-4
-ALPHAS = (1.5, 5.0)
+LEARNED = "PAV, learned"
+# Learning rate and alpha.
+SETTINGS = ((1e-4, 5.0), (1e-4, 1.5), (5e-5, 1.5), (5e-5, 0.5))
 TUNING_SEED = 1000
 COLUMNS = ("main/avg@8", "main/pass@8", "long/avg@8", "long/pass@8")
 
@@ -52,26 +51,22 @@ class Curve(TrainerCallback):
             )
 
 
-def make_verifier(results: Results, name: str, args: argparse.Namespace) -> str:
+def make_verifier(results: Results, args: argparse.Namespace) -> str:
     """Collect, train, save; returns the verifier's folder."""
-    temperature, _ = PROVERS[name]
-    values, folder = args.work / f"values-{temperature:g}", args.work / f"verifier-{temperature:g}"
+    folder = args.work / "verifier"
 
-    def collect_values() -> dict[str, Any]:
-        data = collect_arithmetic(values, args.collect_problems, args.n_cov, args.n_mc, temperature)
-        return {"rows": len(data.rows), **data.spending.as_dict()}
+    def collect_values() -> VerifierData:
+        return collect_arithmetic(args.work / "values", args.collect_problems, args.n_cov, args.n_mc, args.temperature)
 
     def train_verifier() -> dict[str, Any]:
-        data = collect_arithmetic(values, args.collect_problems, args.n_cov, args.n_mc, temperature)
+        rows, prover = collect_values().rows, f"the arithmetic policy at temperature {args.temperature:g}"
         start = time.perf_counter()
-        verifier, metrics = train_arithmetic_verifier(
-            data.rows, folder, prover=f"the arithmetic policy at temperature {temperature:g}", epochs=args.epochs
-        )
+        verifier, metrics = train_arithmetic_verifier(rows, folder, prover=prover, epochs=args.epochs)
         seconds = time.perf_counter() - start
         return {"metrics": metrics, "seconds": seconds, "right_lines_auroc": right_lines_auroc(verifier, "test")}
 
-    results.get(f"collection {name}", collect_values)
-    results.get(f"verifier {name}", train_verifier)
+    results.get("collection", lambda: collect_values().spending.as_dict())
+    results.get("verifier", train_verifier)
     return str(folder)
 
 
@@ -94,50 +89,29 @@ def run(results: Results, key: str, name: str, method: Method, seed: int, args: 
     return results.get(label, compute)
 
 
-def tune(results: Results, args: argparse.Namespace) -> tuple[dict[str, Method], str]:
-    """Best alpha of PAV with each verifier by the mean avg@8 of both lengths on the tuning split."""
-    best, rows = {}, []
-    for name in PROVERS:
-        if name not in args.methods:
-            continue
-        best_of_k, scored = PROVERS[name][1], []
-        verifier = make_verifier(results, name, args)
-        for alpha in ALPHAS:
-            method = Method("PAV", LEARNING_RATE, alpha, verifier, best_of_k)
-            scores = run(results, "tune", name, method, TUNING_SEED, args)["scores"]
-            scored.append((scores["main/avg@8"] + scores["long/avg@8"], method))
-            rows.append([name, f"{alpha:g}", *(f"{scores[c]:.1f}" for c in COLUMNS)])
-        best[name] = max(scored, key=lambda pair: pair[0])[1]
-    return best, table(["method", "alpha", *COLUMNS], rows)
+def tune(results: Results, args: argparse.Namespace) -> tuple[Method, str]:
+    """Best setting of PAV with the learned verifier by the mean avg@8 of both lengths on the tuning split."""
+    rows, scored = [], []
+    verifier = make_verifier(results, args)
+    for learning_rate, alpha in SETTINGS:
+        method = Method("PAV", learning_rate, alpha, verifier, args.best_of_k)
+        scores = run(results, "tune", LEARNED, method, TUNING_SEED, args)["scores"]
+        scored.append((scores["main/avg@8"] + scores["long/avg@8"], method))
+        rows.append([f"{learning_rate:g}", f"{alpha:g}", *(f"{scores[c]:.1f}" for c in COLUMNS)])
+    return max(scored, key=lambda pair: pair[0])[1], table(["learning rate", "alpha", *COLUMNS], rows)
 
 
-def verifiers_text(results: Results, runs: dict[str, list[Any]]) -> str:
-    """What the verifiers know, and what their data cost next to one training run."""
-    rows = []
-    for name in [name for name in PROVERS if name in runs]:
-        collection, verifier = results.data[f"collection {name}"], results.data[f"verifier {name}"]
-        lines, one = verifier["right_lines_auroc"], runs[name][0]["sampled_tokens"]
-        rows.append(
-            [
-                name,
-                f"{collection['num_rollouts']:,}",
-                f"{collection['num_sampled_tokens']:,}",
-                f"{collection['num_sampled_tokens'] / one:.1f}",
-                f"{verifier['seconds']:.0f} s",
-                f"{verifier['metrics']['eval_auroc']:.2f}",
-                f"{lines['main']:.2f}, {lines['long']:.2f}",
-            ]
-        )
-    header = [
-        "verifier of",
-        "rollouts",
-        "tokens sampled",
-        "of one training run's",
-        "training",
-        "AUROC",
-        "right lines, AUROC (main, long)",
-    ]
-    return table(header, rows)
+def verifier_text(results: Results, runs: dict[str, list[Any]]) -> str:
+    """What the verifier knows, and what its data cost next to one training run."""
+    collection, verifier = results.data["collection"], results.data["verifier"]
+    lines, sampled = verifier["right_lines_auroc"], collection["num_sampled_tokens"]
+    one = next(iter(runs.values()))[0]["sampled_tokens"]
+    return (
+        f"Verifier: {collection['num_rollouts']:,} rollouts, {sampled:,} sampled tokens, {sampled / one:.1f} times "
+        f"those of one training run ({one:,.0f}); trained in {verifier['seconds']:.0f} s. Held-out labels: AUROC "
+        f"{verifier['metrics']['eval_auroc']:.2f}; right against wrong lines: AUROC {lines['main']:.2f} on four and "
+        f"{lines['long']:.2f} on eight.\n"
+    )
 
 
 def draw(runs: dict[str, list[Any]], base: list[dict[str, float]], path: Path) -> None:
@@ -156,13 +130,15 @@ def draw(runs: dict[str, list[Any]], base: list[dict[str, float]], path: Path) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *PROVERS], default=[*METHODS, *PROVERS])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, LEARNED], default=[*METHODS, LEARNED])
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps, 64 samples each")
     parser.add_argument("--every", type=int, default=60, help="optimizer steps between evaluations")
     parser.add_argument("--problems", type=int, default=256, help="held-out problems per length")
     parser.add_argument("--collect-problems", type=int, default=8000)
     parser.add_argument("--n-cov", type=int, default=4)
     parser.add_argument("--n-mc", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the prover's rollouts")
+    parser.add_argument("--best-of-k", type=int, default=4)
     parser.add_argument("--epochs", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("pipeline-out"), help="folder of step values and verifier")
@@ -171,7 +147,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     results = Results(args.output)
     best, tuning = tune(results, args)
-    methods = {name: method for name, method in {**METHODS, **best}.items() if name in args.methods}
+    methods = {name: method for name, method in {**METHODS, LEARNED: best}.items() if name in args.methods}
     base = [
         results.get(
             f"base seed {seed}",
@@ -189,7 +165,7 @@ def main() -> None:
         for name, entries in scores.items()
     ]
     text = (
-        f"{verifiers_text(results, runs)}\n"
+        f"{verifier_text(results, runs)}\n"
         f"Tuning split, seed {TUNING_SEED}, %\n\n{tuning}\n"
         f"Test split, {args.seeds} seeds, mean (lowest to highest), %; {args.problems} problems per length, "
         f"{args.steps} optimizer steps of 64 samples\n\n{table(['policy', *COLUMNS], rows)}\n"
