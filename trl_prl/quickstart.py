@@ -26,7 +26,7 @@ HYPERPARAMETERS = {
     "GRPO": ("GRPO", 5e-5, 0.0),
     "PRL": ("PRL", 5e-5, 0.005),
     "PAV, exact": ("PAV", 1e-4, 5.0),
-    LEARNED: ("PAV", 1e-4, 5.0),
+    LEARNED: ("PAV", 5e-5, 1.5),
 }
 # Of the 16 problems of the runs' evaluations, the report shows completions at several checkpoints.
 NUM_EVAL_PROBLEMS = 16
