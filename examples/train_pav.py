@@ -31,7 +31,8 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_prl import PAVConfig, PAVTrainer, math_accuracy_reward
+from trl_prl import PAVConfig, PAVTrainer
+from trl_prl.timed_reward import load_reward
 
 
 @dataclass
@@ -40,6 +41,10 @@ class DataArguments(ScriptArguments):
 
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the right answers."})
+    reward: str = field(
+        default="accuracy",
+        metadata={"help": "Outcome reward: 'accuracy' (math-verify), 'exact_match', or `module:name` of a function."},
+    )
     prompt_template: str = field(
         default="{prompt} Let's think step by step and output the final answer within \\boxed{{}}.",
         metadata={"help": "Python format string put around a question."},
@@ -70,11 +75,12 @@ def load_process_reward(name: str | None) -> Any:
     module, separator, attribute = name.partition(":")
     if not separator:
         return name  # the trainer loads the verifier
-    sys.path.insert(0, os.getcwd())
     return getattr(importlib.import_module(module), attribute)
 
 
 def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
+    sys.path.insert(0, os.getcwd())  # rewards may lie where the command is run
+
     # Data: a local file, a local folder, or a data set of the hub
     if data.dataset_name and os.path.isfile(data.dataset_name):
         builder = "parquet" if data.dataset_name.endswith(".parquet") else "json"
@@ -107,7 +113,7 @@ def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
     }
     trainer = PAVTrainer(
         model=model.model_name_or_path,
-        reward_funcs=math_accuracy_reward,
+        reward_funcs=load_reward(data.reward),
         args=training,
         train_dataset=dataset[data.dataset_train_split],
         eval_dataset=dataset[data.dataset_test_split] if training.eval_strategy != "no" else None,

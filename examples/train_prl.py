@@ -20,6 +20,7 @@ accelerate launch examples/train_prl.py --config examples/configs/prl.yaml \
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,8 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_prl import PRLConfig, PRLTrainer, math_accuracy_reward
+from trl_prl import PRLConfig, PRLTrainer
+from trl_prl.timed_reward import load_reward
 
 
 @dataclass
@@ -36,6 +38,10 @@ class DataArguments(ScriptArguments):
 
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the right answers."})
+    reward: str = field(
+        default="accuracy",
+        metadata={"help": "Outcome reward: 'accuracy' (math-verify), 'exact_match', or `module:name` of a function."},
+    )
     prompt_template: str = field(
         default="{prompt} Let's think step by step and output the final answer within \\boxed{{}}.",
         metadata={"help": "Python format string put around a question."},
@@ -51,6 +57,8 @@ def prepare(row: dict[str, Any], data: DataArguments, conversational: bool) -> d
 
 
 def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
+    sys.path.insert(0, os.getcwd())  # a reward may lie where the command is run
+
     # Data: a local file, a local folder, or a data set of the hub
     if data.dataset_name and os.path.isfile(data.dataset_name):
         builder = "parquet" if data.dataset_name.endswith(".parquet") else "json"
@@ -83,7 +91,7 @@ def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
     }
     trainer = PRLTrainer(
         model=model.model_name_or_path,
-        reward_funcs=math_accuracy_reward,
+        reward_funcs=load_reward(data.reward),
         args=training,
         train_dataset=dataset[data.dataset_train_split],
         eval_dataset=dataset[data.dataset_test_split] if training.eval_strategy != "no" else None,
