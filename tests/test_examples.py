@@ -16,9 +16,9 @@ import yaml
 pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
 
 PROCESS_REWARD = '''
-def has_a_letter(completions, **columns):
+def ends_on_an_even_id(completion_ids, **columns):
     """An outcome reward of the user's own."""
-    return [0.5 + 0.5 * any(map(str.isalpha, text)) for text in completions]
+    return [0.5 + 0.5 * (ids[-1] % 2 == 0) for ids in completion_ids]
 
 
 def step_values(prompts, steps, answer, **columns):
@@ -91,7 +91,7 @@ def test_train_prl(workdir: Path, repo_root: Path, tiny_model_path: str) -> None
 def test_train_pav_with_lora(workdir: Path, repo_root: Path, tiny_model_path: str) -> None:
     settings = {"alpha": 3.0, "initial_value": 0.5, "use_peft": True, "lora_r": 4}
     arguments = ("--model_name_or_path", tiny_model_path, "--process_reward", "my_rewards:step_values")
-    launch("train_pav.py", workdir, repo_root, settings, *arguments, "--reward", "my_rewards:has_a_letter")
+    launch("train_pav.py", workdir, repo_root, settings, *arguments, "--reward", "my_rewards:ends_on_an_even_id")
     log = training_log(workdir)
     assert log[0]["reward"] >= 0.5
     assert log[0]["process/alpha"] == 3.0
