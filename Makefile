@@ -10,18 +10,21 @@ STAMP := $(VENV)/.installed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test lint format typecheck env clean help
+.PHONY: quickstart test test-ray lint format typecheck docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 quickstart: $(STAMP)  ## Train small policies with process rewards on the CPU, in a few minutes
 	$(BIN)/trl-prl quickstart
 
-test: lint typecheck  ## Run every check and every test
-	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow"
-	$(PYTEST) -m slow
+test: lint typecheck docs  ## Run every check and every test
+	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray"
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray"
+
+test-ray: $(STAMP)  ## Test jobs on a Ray cluster of several nodes on this machine, a few minutes
+	$(PYTEST) -m ray
 
 lint: $(STAMP)  ## Check formatting and style
 	$(BIN)/ruff format --check .
@@ -34,6 +37,12 @@ format: $(STAMP)  ## Format the code and fix what can be fixed
 typecheck: $(STAMP)  ## Check the types
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## Build the documentation into site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-serve: $(STAMP)  ## Show the documentation while it is written
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 env: $(STAMP)  ## Make the environment and install the package
 
 # Made once, and again when the requirements change.
@@ -44,9 +53,9 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but TRL needs Python 3.11 or newer." \
 			"Name another one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:  ## Remove the environment, caches and outputs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks quickstart-out
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks site quickstart-out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

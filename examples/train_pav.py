@@ -6,103 +6,86 @@ pip install "trl-prl[math,peft]"
 accelerate launch examples/train_pav.py --config examples/configs/pav.yaml \
     --dataset_name openai/gsm8k --dataset_config main --prompt_column question \
     --model_name_or_path Qwen/Qwen2.5-Math-1.5B --output_dir Qwen2.5-Math-1.5B-PAV \
-    --process_reward my_rewards:step_values --initial_value 0.5
+    --process_reward Qwen/Qwen2.5-Math-PRM-7B --step_splitter blank_line
 
-`my_rewards.py` lies where the command is run and holds a function in TRL's reward-function convention, one level
-deeper: one number per step.
+`--process_reward` takes whatever `load_process_reward` does, see docs/public_prms.md: a public process reward model or
+a verifier trained with examples/train_verifier.py, by folder or hub id, with options behind commas
+(`...,load_in_4bit=true`); the address of a `trl-prl serve` on another machine (`http://10.0.0.7:8000`); or
+`my_rewards:step_values`, where `my_rewards.py` lies where the command is run and holds a function in TRL's
+reward-function convention, one level deeper. One that does not value prompts needs --initial_value too.
 
     def step_values(prompts, steps, answer, **columns):
         return [[probability_of_success(...) for step in completion_steps] for completion_steps in steps]
-
-A verifier trained with examples/train_verifier.py is passed as its folder or hub id, without --initial_value:
-
-    --process_reward my-org/my-pav
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import load_dataset
-from transformers import AutoTokenizer
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_prl import PAVConfig, PAVTrainer
-from trl_prl.timed_reward import load_reward
+from trl_prl import PAVConfig, PAVTrainer, PromptFormat, load_rows
+from trl_prl.rewards.timed import load_reward
 
 
 @dataclass
 class DataArguments(ScriptArguments):
     """Where prompts, answers and process rewards come from, beyond [`~trl.ScriptArguments`]."""
 
-    prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions, text or messages."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the right answers."})
     reward: str = field(
         default="accuracy",
         metadata={"help": "Outcome reward: 'accuracy' (math-verify), 'exact_match', or `module:name` of a function."},
     )
-    prompt_template: str = field(
-        default="{prompt} Let's think step by step and output the final answer within \\boxed{{}}.",
-        metadata={"help": "Python format string put around a question."},
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Python format string with {prompt}, put around every question."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Message of the system, before messages that have none."}
+    )
+    as_user_message: bool = field(
+        default=False, metadata={"help": "Plain-text questions become one message of the user, for chat models."}
     )
     process_reward: str | None = field(
         default=None,
         metadata={
-            "help": "What scores the steps: `module:name` of a function or object importable from here, or the folder "
-            "or hub id of a verifier."
+            "help": "What scores the steps: folder or hub id of a verifier or a public process reward model, address "
+            "of a scoring service, or `module:name` of a function or object importable from here."
         },
     )
 
 
-def prepare(row: dict[str, Any], data: DataArguments, conversational: bool) -> dict[str, Any]:
-    text = data.prompt_template.format(prompt=row[data.prompt_column])
-    prompt = [{"role": "user", "content": text}] if conversational else text
+def prepare(row: dict[str, Any], data: DataArguments, prompts: PromptFormat) -> dict[str, Any]:
+    answer = row[data.answer_column]
+    if answer is None or answer != answer:  # null or NaN: there is none to compare with
+        return {"prompt": prompts.prompt_of(row), "answer": None}
     # GSM8K keeps its solutions in the answer column, with the answer proper after four hashes.
-    answer = str(row[data.answer_column]).split("####")[-1].strip()
-    return {"prompt": prompt, "answer": answer}
-
-
-def load_process_reward(name: str | None) -> Any:
-    if name is None:
-        raise ValueError(
-            "No --process_reward was given. Pass `module:name`, such as `my_rewards:step_values`, or the folder or "
-            "hub id of a verifier."
-        )
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        return name  # the trainer loads the verifier
-    return getattr(importlib.import_module(module), attribute)
+    return {"prompt": prompts.prompt_of(row), "answer": str(answer).split("####")[-1].strip()}
 
 
 def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
     sys.path.insert(0, os.getcwd())  # rewards may lie where the command is run
+    if data.process_reward is None:
+        raise ValueError(
+            "No --process_reward was given. Pass the folder or hub id of a verifier or a public process reward model, "
+            "the address of a scoring service, or `module:name`, such as `my_rewards:step_values`."
+        )
 
     # Data: a local file, a local folder, or a data set of the hub
-    if data.dataset_name and os.path.isfile(data.dataset_name):
-        builder = "parquet" if data.dataset_name.endswith(".parquet") else "json"
-        dataset = load_dataset(builder, data_files={data.dataset_train_split: data.dataset_name})
-    elif data.dataset_name:
-        dataset = load_dataset(data.dataset_name, data.dataset_config, streaming=data.dataset_streaming)
-    else:
-        raise ValueError(
-            "No data set was given. Pass --dataset_name: a hub id, a folder, or a .jsonl or .parquet file."
-        )
+    dataset = load_rows(data.dataset_name, data.dataset_config, split=None, streaming=data.dataset_streaming)
     columns = next(iter(dataset.values())).column_names
     for column in (data.prompt_column, data.answer_column):
         if columns is not None and column not in columns:
             raise ValueError(
                 f"The data set has no column {column!r}, only {columns}. Pass --prompt_column and --answer_column."
             )
-    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=training.trust_remote_code)
-    dataset = dataset.map(
-        prepare,
-        fn_kwargs={"data": data, "conversational": tokenizer.chat_template is not None},
-        remove_columns=columns,
-    )
+    # Messages go through the chat template, text does not; --chat_template_kwargs reaches it through the trainer.
+    prompts = PromptFormat(data.prompt_column, data.prompt_template, data.system_prompt, data.as_user_message)
+    dataset = dataset.map(prepare, fn_kwargs={"data": data, "prompts": prompts}, remove_columns=columns)
 
     # Model
     training.model_init_kwargs = {
@@ -117,8 +100,7 @@ def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
         args=training,
         train_dataset=dataset[data.dataset_train_split],
         eval_dataset=dataset[data.dataset_test_split] if training.eval_strategy != "no" else None,
-        processing_class=tokenizer,
-        process_reward=load_process_reward(data.process_reward),
+        process_reward=data.process_reward,
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )

@@ -24,63 +24,55 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import load_dataset
-from transformers import AutoTokenizer
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_prl import PRLConfig, PRLTrainer
-from trl_prl.timed_reward import load_reward
+from trl_prl import PRLConfig, PRLTrainer, PromptFormat, load_rows
+from trl_prl.rewards.timed import load_reward
 
 
 @dataclass
 class DataArguments(ScriptArguments):
     """Where prompts and answers come from, beyond [`~trl.ScriptArguments`]."""
 
-    prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the questions, text or messages."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the right answers."})
     reward: str = field(
         default="accuracy",
         metadata={"help": "Outcome reward: 'accuracy' (math-verify), 'exact_match', or `module:name` of a function."},
     )
-    prompt_template: str = field(
-        default="{prompt} Let's think step by step and output the final answer within \\boxed{{}}.",
-        metadata={"help": "Python format string put around a question."},
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Python format string with {prompt}, put around every question."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Message of the system, before messages that have none."}
+    )
+    as_user_message: bool = field(
+        default=False, metadata={"help": "Plain-text questions become one message of the user, for chat models."}
     )
 
 
-def prepare(row: dict[str, Any], data: DataArguments, conversational: bool) -> dict[str, Any]:
-    text = data.prompt_template.format(prompt=row[data.prompt_column])
-    prompt = [{"role": "user", "content": text}] if conversational else text
+def prepare(row: dict[str, Any], data: DataArguments, prompts: PromptFormat) -> dict[str, Any]:
+    answer = row[data.answer_column]
+    if answer is None or answer != answer:  # null or NaN: there is none to compare with
+        return {"prompt": prompts.prompt_of(row), "answer": None}
     # GSM8K keeps its solutions in the answer column, with the answer proper after four hashes.
-    answer = str(row[data.answer_column]).split("####")[-1].strip()
-    return {"prompt": prompt, "answer": answer}
+    return {"prompt": prompts.prompt_of(row), "answer": str(answer).split("####")[-1].strip()}
 
 
 def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
     sys.path.insert(0, os.getcwd())  # a reward may lie where the command is run
 
     # Data: a local file, a local folder, or a data set of the hub
-    if data.dataset_name and os.path.isfile(data.dataset_name):
-        builder = "parquet" if data.dataset_name.endswith(".parquet") else "json"
-        dataset = load_dataset(builder, data_files={data.dataset_train_split: data.dataset_name})
-    elif data.dataset_name:
-        dataset = load_dataset(data.dataset_name, data.dataset_config, streaming=data.dataset_streaming)
-    else:
-        raise ValueError(
-            "No data set was given. Pass --dataset_name: a hub id, a folder, or a .jsonl or .parquet file."
-        )
+    dataset = load_rows(data.dataset_name, data.dataset_config, split=None, streaming=data.dataset_streaming)
     columns = next(iter(dataset.values())).column_names
     for column in (data.prompt_column, data.answer_column):
         if columns is not None and column not in columns:
             raise ValueError(
                 f"The data set has no column {column!r}, only {columns}. Pass --prompt_column and --answer_column."
             )
-    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=training.trust_remote_code)
-    dataset = dataset.map(
-        prepare,
-        fn_kwargs={"data": data, "conversational": tokenizer.chat_template is not None},
-        remove_columns=columns,
-    )
+    # Messages go through the chat template, text does not; --chat_template_kwargs reaches it through the trainer.
+    prompts = PromptFormat(data.prompt_column, data.prompt_template, data.system_prompt, data.as_user_message)
+    dataset = dataset.map(prepare, fn_kwargs={"data": data, "prompts": prompts}, remove_columns=columns)
 
     # Model
     training.model_init_kwargs = {
@@ -95,7 +87,6 @@ def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
         args=training,
         train_dataset=dataset[data.dataset_train_split],
         eval_dataset=dataset[data.dataset_test_split] if training.eval_strategy != "no" else None,
-        processing_class=tokenizer,
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )

@@ -15,13 +15,15 @@ public ones: trl, prm800k, math_shepherd, math_aps, process_bench. The folder it
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_prl import PAVRewardConfig, PAVRewardTrainer, stepwise_formats
+from trl_prl import PAVRewardConfig, PAVRewardTrainer, load_rows
+from trl_prl.storage.row_sources import open_rows
+from trl_prl.verifier import formats as stepwise_formats
+from trl_prl.verifier.settings import follow_collection
 
 
 CONVERTERS = {
@@ -46,38 +48,31 @@ class DataArguments(ScriptArguments):
     )
 
 
-def load_rows(data: DataArguments) -> DatasetDict:
-    if not data.dataset_name:
-        raise ValueError(
-            "No data set was given. Pass --dataset_name: a hub id, a folder, or a .jsonl or .parquet file."
-        )
-    if os.path.isfile(data.dataset_name):
-        builder = "parquet" if data.dataset_name.endswith(".parquet") else "json"
-        splits = load_dataset(builder, data_files={data.dataset_train_split: data.dataset_name})
-    else:
-        splits = load_dataset(data.dataset_name, data.dataset_config)
+def load_splits(data: DataArguments) -> dict[str, Dataset]:
     if data.format is None:
-        return splits
-    convert = CONVERTERS[data.format]
-    return DatasetDict({name: stepwise_formats.stepwise_dataset(rows, convert) for name, rows in splits.items()})
+        return load_rows(data.dataset_name, data.dataset_config, split=None)
+    splits = open_rows(data.dataset_name, data.dataset_config, split=None)
+    return {name: stepwise_formats.stepwise_dataset(rows, CONVERTERS[data.format]) for name, rows in splits.items()}
 
 
-def hold_out(splits: DatasetDict, data: DataArguments) -> tuple[Dataset, Dataset]:
+def hold_out(splits: dict[str, Dataset], data: DataArguments, prompt_column: str) -> tuple[Dataset, Dataset]:
     train = splits[data.dataset_train_split]
     if data.dataset_test_split in splits:
         return train, splits[data.dataset_test_split]
     # Whole prompts: solutions of one problem share their first steps, so that a random row would be half known.
-    num_held_out = min(data.eval_rows, len(train) // 5)
-    held_out = {str(prompt) for prompt in train[len(train) - num_held_out :]["prompt"]}
+    num_held_out = min(data.eval_rows, max(1, len(train) // 5))
+    held_out = {str(prompt) for prompt in train[len(train) - num_held_out :][prompt_column]}
     return (
-        train.filter(lambda row: str(row["prompt"]) not in held_out),
-        train.filter(lambda row: str(row["prompt"]) in held_out),
+        train.filter(lambda row: str(row[prompt_column]) not in held_out),
+        train.filter(lambda row: str(row[prompt_column]) in held_out),
     )
 
 
 def main(data: DataArguments, training: PAVRewardConfig, model: ModelConfig) -> None:
     # Data
-    train_dataset, eval_dataset = hold_out(load_rows(data), data)
+    train_dataset, eval_dataset = hold_out(load_splits(data), data, training.prompt_column)
+    # Splitter, prover, prompts and sampling that the rows were collected with go into the verifier.
+    follow_collection(training, data.dataset_name)
 
     # Model
     chosen = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
@@ -94,8 +89,9 @@ def main(data: DataArguments, training: PAVRewardConfig, model: ModelConfig) -> 
         quantization_config=get_quantization_config(model),
     )
 
-    # Train, evaluate and save
+    # Train, put values back on the scale of their labels, evaluate and save
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.calibrate()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)

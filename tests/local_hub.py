@@ -93,8 +93,9 @@ def make_handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
             if re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/[^/]+/.+", path):
                 self.answer(404, X_Error_Code="EntryNotFound")  # no repository here has folders
                 return
-            found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
-            files = hub.repos.get(("model", found[1]), {}).get("files") if found else None
+            kind = "dataset" if path.startswith("/datasets/") else "model"
+            found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path.removeprefix("/datasets"))
+            files = hub.repos.get((kind, found[1]), {}).get("files") if found else None
             if found is None or files is None:
                 self.answer(404, X_Error_Code="RepoNotFound")
             elif found[2] not in files:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from trl_prl.prover_diagnostics import SampledState, Terms, depth_strata, exact_terms
-from trl_prl.tasks.planted import DEFAULT_TASK, prover_token_probs, prover_values
+from trl_prl.demo.planted import DEFAULT_TASK, prover_token_probs, prover_values
+from trl_prl.diagnosis.moments import SampledState, depth_strata
+from trl_prl.diagnosis.terms import Array, Terms, terms_from_sums
 
 
 TASK = DEFAULT_TASK
@@ -121,3 +123,43 @@ def sampled_planted_states(
             if tokens[0] == TASK.eos or match == GOAL:
                 break
     return states
+
+
+def exact_terms(
+    weights: ArrayLike,
+    policy: Array,
+    own_values: Array,
+    prover_values: Sequence[Array],
+    strata: ArrayLike | None = None,
+) -> Terms:
+    """The same moments where everything is known.
+
+    Args:
+        weights (`array` of shape (S,)):
+            How often the base policy is in each state, up to a factor.
+        policy (`np.ndarray` of shape (S, A)):
+            Its probabilities of the actions.
+        own_values (`np.ndarray` of shape (S, A)):
+            `Q^pi`.
+        prover_values (`Sequence[np.ndarray]`):
+            `Q^mu` of each candidate, of shape (S, A).
+        strata (`array` of int, of shape (S,), *optional*):
+            Stratum of each state; one for all by default.
+
+    Returns:
+        [`Terms`]: Without leading axes.
+    """
+
+    def covariance(x: Array, y: Array) -> Array:
+        return (policy * x * y).sum(1) - (policy * x).sum(1) * (policy * y).sum(1)
+
+    value = (policy * own_values).sum(1)
+    columns = [covariance(values, values) for values in prover_values]
+    columns += [covariance(values, own_values) for values in prover_values]
+    columns += [covariance(own_values, own_values), value * (1 - value)]
+    visits = np.asarray(weights, dtype=float)
+    moments = visits[:, None] * np.stack([np.ones_like(visits), *columns], 1)
+    groups = np.zeros(len(visits), dtype=np.int64) if strata is None else np.asarray(strata)
+    sums = np.zeros((groups.max() + 1, moments.shape[1]))
+    np.add.at(sums, groups, moments)
+    return terms_from_sums(sums)

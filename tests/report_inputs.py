@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from trl_prl.run_files import RunWriter
+from trl_prl.report.run_files import RunWriter
 
 
 # Texts that end scripts, begin comments, break lines where JSON allows it, or are no text at all.

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from trl_prl.generation import TransformersGenerator
-from trl_prl.rollouts import Problem
-from trl_prl.sampling import StopTexts
-from trl_prl.splitters import DelimiterSplitter
-from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
-from trl_prl.token_pieces import TokenPieces
+from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
+from trl_prl.generation.local import TransformersGenerator
+from trl_prl.generation.rollouts import Problem
+from trl_prl.generation.sampling import StopTexts
+from trl_prl.steps.splitters import DelimiterSplitter
+from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Completion, Prompt, SamplingParams
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.prm_models import save_qwen
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
 
@@ -104,3 +106,11 @@ def test_wrong_column_is_explained(workdir: Path, repo_root: Path, tiny_model_pa
         launch(
             "train_prl.py", workdir, repo_root, {"prompt_column": "problem"}, "--model_name_or_path", tiny_model_path
         )
+
+
+def test_train_pav_with_a_public_process_reward_model(workdir: Path, repo_root: Path, tiny_model_path: str) -> None:
+    """The first run of a newcomer: the name of a model and nothing else, here that of a folder."""
+    model = save_qwen(workdir / "Qwen2.5-Math-PRM-7B", max_position_embeddings=4096)
+    arguments = ("--model_name_or_path", tiny_model_path, "--process_reward", str(model))
+    launch("train_pav.py", workdir, repo_root, {"step_splitter": "blank_line"}, *arguments)
+    assert training_log(workdir)[0]["process/reward/std"] > 0

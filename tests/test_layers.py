@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,76 +14,27 @@ from trl import GRPOTrainer, RewardTrainer, RLOOTrainer
 
 PACKAGE = Path(__file__).resolve().parent.parent / "trl_prl"
 
-# From low to high. A module imports only from tiers above it in this list, never from its own.
-TIERS: list[tuple[str, set[str]]] = [
-    (
-        "L0",
-        {
-            "types",
-            "step_tensors",
-            "token_pieces",
-            "splitters",
-            "metrics",
-            "verifier_metrics",
-            "intervals",
-            "resampling",
-        },
-    ),
-    ("L0", {"markdown_splitter", "advantages", "aggregation", "calibration"}),
-    ("L0", {"steps", "advantage_baselines"}),
-    ("L0", {"prover_diagnostics"}),
-    ("L0", {"prover_credit", "prover_states"}),
-    ("L0", {"diagnosis"}),
-    (
-        "L1",
-        {
-            "answers",
-            "sampling",
-            "roomy_cache",
-            "row_files",
-            "run_files",
-            "shards",
-            "timed_reward",
-            "stepwise_data",
-            "tasks._tokenizers",
-        },
-    ),
-    ("L1", {"stepwise_batches", "stepwise_formats", "verifier_loading"}),
-    ("L1", {"generation", "generation_servers", "verifier", "tasks.arithmetic", "tasks.planted"}),
-    ("L1", {"tasks"}),
-    ("L2", {"rollouts", "process_scoring", "search_results"}),
-    ("L2", {"evaluation", "first_pit", "step_sampler", "search_scoring"}),
-    ("L2", {"step_search"}),
-    ("L2", {"search", "beams", "rejection"}),
-    ("L2", {"branches"}),
-    ("L2", {"monte_carlo"}),
-    ("L2", {"evaluation_summary"}),
-    ("L2", {"model_comparison", "verifier_evaluation"}),
-    ("L3", {"prl_config", "pav_config", "pav_reward_config", "process_metrics"}),
-    ("L3", {"process_reward_checks", "hacking_radar", "fresh_calibration", "run_recorder", "trainer_setup"}),
-    ("L3", {"process_grpo_trainer", "step_reward_func", "stepwise_dataset"}),
-    ("L3", {"prl_trainer", "pav_trainer", "pav_reward_trainer"}),
-    ("L3", {"callbacks", "evaluation_callback"}),
-    ("L4", {"job_config"}),
-    ("L4", {"collect_config", "collection_output", "command_options", "search_config"}),
-    ("L4", {"collection", "plots", "experiments"}),
-    ("L4", {"report_files", "report_runs", "report_page"}),
-    ("L4", {"diagnosis_files", "diagnosis_plot"}),
-    ("L4", {"planted_experiment", "arithmetic_experiment", "report_solutions", "report_figures"}),
-    ("L4", {"report_data"}),
-    ("L4", {"report"}),
-    ("L4", {"arithmetic_pipeline"}),
-    ("L4", {"evaluate_config"}),
-    ("L4", {"evaluation_sources", "evaluation_output"}),
-    ("L4", {"evaluation_job"}),
-    ("L4", {"search_runs", "search_output"}),
-    ("L4", {"search_job"}),
-    ("L4", {"search_command"}),
-    ("L4", {"collect", "diagnose", "evaluate", "evaluate_verifier", "score", "split_report", "quickstart"}),
-    ("L4", {"cli"}),
+# The house, from the ground up. A wing imports only from wings on lower floors; wings of one floor do not know each
+# other.
+FLOORS: list[set[str]] = [
+    {"types"},
+    {"steps", "credit", "metrics", "storage", "prompts"},
+    {"rewards"},
+    {"generation"},
+    {"jobs"},
+    {"verifier"},
+    {"prms"},
+    {"report"},
+    {"collection", "diagnosis"},
+    {"search", "evaluation"},
+    {"training"},
+    {"demo"},
+    {"commands"},
 ]
-TIER_OF = {name: tier for tier, (_, names) in enumerate(TIERS) for name in names}
-LAYER_OF = {name: layer for layer, names in TIERS for name in names}
+FLOOR_OF = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
+MAX_MODULES_PER_WING = 12
+MAX_LINES_PER_MODULE = 300
+MAX_LINES_PER_FUNCTION = 60
 
 # Imported inside the function that needs them, so that nobody else needs them.
 LAZY_PACKAGES = {
@@ -96,11 +48,16 @@ LAZY_PACKAGES = {
     "peft",
     "pebble",
     "requests",
+    "scipy",
+    "sklearn",
+    "tenacity",
     "tensorboard",
+    "uvicorn",
     "vllm",
     "wandb",
 }
-# L0 has no model and no trainer.
+# The ground floors have no model and no trainer.
+PURE_WINGS = {"types", "steps", "credit", "metrics"}
 TRAINING_PACKAGES = {"accelerate", "datasets", "transformers", "trl"}
 
 MAX_FILES_WITH_PRIVATE_NAMES = 3
@@ -110,6 +67,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
+WING_OF = {name: name.partition(".")[0] for name in MODULES}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
@@ -125,7 +83,7 @@ def imports(tree: ast.AST, name: str, is_package: bool) -> list[str]:
             Whether the module is the `__init__` of a package.
 
     Returns:
-        `list[str]`: Names like `trl_prl.steps`; `trl_prl` itself for an import from the package root.
+        `list[str]`: Names like `trl_prl.steps.split`; `trl_prl` itself for an import from the package root.
     """
     found = []
     for node in ast.walk(tree):
@@ -167,29 +125,73 @@ def top_level(tree: ast.Module) -> ast.Module:
     return Pruner().visit(ast.parse(ast.unparse(tree)))
 
 
+def relative_imports(tree: ast.AST) -> list[ast.ImportFrom]:
+    """List the imports that begin with a dot."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_module_has_a_layer(name: str) -> None:
-    assert name in TIER_OF, (
-        f"trl_prl.{name} has no layer. Add it to TIERS in tests/test_layers.py, above everything it imports from."
+def test_module_is_in_a_wing(name: str) -> None:
+    assert WING_OF[name] in FLOOR_OF, (
+        f"trl_prl.{name} is in no wing of FLOORS in tests/test_layers.py. Find its room (CONTRIBUTING.md), or give a "
+        "new wing its floor, above everything it imports from."
     )
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_only_from_lower_layers(name: str) -> None:
-    if name not in TIER_OF:
-        pytest.skip("reported by test_module_has_a_layer")
+def test_imports_only_from_wings_below(name: str) -> None:
+    wing = WING_OF[name]
+    if wing not in FLOOR_OF:
+        pytest.skip("reported by test_module_is_in_a_wing")
     for imported in imports_of(name):
         if imported.split(".")[0] != "trl_prl":
             continue
         # The command line shows the version, which only the root has.
-        if imported == "trl_prl" and name == "cli":
+        if imported == "trl_prl" and name == "commands.main":
             continue
         assert imported != "trl_prl", f"trl_prl.{name} imports from the package root; import from the module itself"
-        other = imported.removeprefix("trl_prl.")
-        assert TIER_OF.get(other, -1) < TIER_OF[name], (
-            f"trl_prl.{name} ({LAYER_OF[name]}) imports trl_prl.{other} ({LAYER_OF.get(other)}), which is not below "
-            "it. Move the shared part down, or the module up in TIERS."
+        other = imported.split(".")[1]
+        assert other == wing or FLOOR_OF[other] < FLOOR_OF[wing], (
+            f"trl_prl.{name} imports {imported}, but the wing {other!r} does not lie below {wing!r}. Move the "
+            "shared part down."
         )
+
+
+@pytest.mark.parametrize("wing", sorted({wing for wing in WING_OF.values() if wing != "types"}))
+def test_modules_of_a_wing_import_each_other_in_one_direction(wing: str) -> None:
+    known = [name for name in MODULES if WING_OF[name] == wing]
+    graph = {name: {i.removeprefix("trl_prl.") for i in imports_of(name)} & set(known) for name in known}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_are_relative_inside_a_wing_and_absolute_across(name: str) -> None:
+    assert all(node.level == 1 for node in relative_imports(TREES[name])), f"trl_prl.{name} climbs out with `..`"
+    written = [node.module for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom) and not node.level]
+    inside = [module for module in written if (module or "").startswith(f"trl_prl.{WING_OF[name]}.")]
+    assert not inside, f"trl_prl.{name} imports {inside} absolutely; inside a wing write `from .module import name`"
+
+
+@pytest.mark.parametrize("wing", sorted({wing for wing in WING_OF.values() if wing != "types"}))
+def test_wing_says_what_it_is_for_and_stays_small(wing: str) -> None:
+    modules = [name for name in MODULES if WING_OF[name] == wing and name != wing]
+    assert 1 < len(modules) <= MAX_MODULES_PER_WING
+    doc = ast.get_docstring(TREES[wing]) or ""
+    assert all(word in doc for word in ("Imports from", "Start with")), f"trl_prl/{wing}/__init__.py says too little"
+    assert len(TREES[wing].body) == 1, f"trl_prl/{wing}/__init__.py hands names on; only the root does"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_and_functions_stay_readable(name: str) -> None:
+    num_lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
+    assert num_lines <= MAX_LINES_PER_MODULE, f"trl_prl.{name} has {num_lines} lines, at most {MAX_LINES_PER_MODULE}"
+    long = {
+        node.name: length
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_LINES_PER_FUNCTION
+    }
+    assert not long, f"trl_prl.{name} has functions of more than {MAX_LINES_PER_FUNCTION} lines: {long}"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -198,8 +200,8 @@ def test_optional_packages_are_imported_where_they_are_used(name: str) -> None:
     assert not found & LAZY_PACKAGES, f"trl_prl.{name} imports {found & LAZY_PACKAGES} at module level"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if LAYER_OF.get(name) == "L0"])
-def test_lowest_layer_has_no_model_and_no_trainer(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in MODULES if WING_OF[name] in PURE_WINGS])
+def test_lowest_wings_have_no_model_and_no_trainer(name: str) -> None:
     found = {imported.split(".")[0] for imported in imports_of(name)}
     assert not found & TRAINING_PACKAGES, f"trl_prl.{name} imports {found & TRAINING_PACKAGES}"
 
@@ -247,12 +249,12 @@ def private_names_used(tree: ast.AST) -> set[str]:
 
 
 def trl_names_by_module() -> dict[str, set[str]]:
-    """Map each module to the private TRL names in it. Below L3 nothing knows a trainer, so equal names are chance."""
+    """Map each module to the private TRL names in it. Below `training` only the verifier's trainer is one."""
     private = trl_private_names()
     found = {
         name: private_names_used(tree) & private
         for name, tree in TREES.items()
-        if LAYER_OF.get(name, "L3") in ("L3", "L4")
+        if FLOOR_OF[WING_OF[name]] >= FLOOR_OF["training"] or name == "verifier.trainer"
     }
     return {name: names for name, names in found.items() if names}
 
@@ -277,7 +279,7 @@ def test_private_trl_names_are_documented() -> None:
         f"{name} in {module}.py"
         for module, names in trl_names_by_module().items()
         for name in sorted(names)
-        if not any(f"`{name}`" in row and f"`{module}.py`" in row for row in rows)
+        if not any(f"`{name}`" in row and f"`{module.rpartition('.')[2]}.py`" in row for row in rows)
     ]
     assert not missing, f"docs/trl_compatibility.md has no row that names: {', '.join(missing)}"
 

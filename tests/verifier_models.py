@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForTokenClassification
 
-from trl_prl.pav_reward_config import PAVRewardConfig
-from trl_prl.stepwise_data import VerifierSettings
-from trl_prl.tasks.arithmetic import ArithmeticProblem, ArithmeticProcessReward, continue_solution
-from trl_prl.verifier import ProcessAdvantageVerifier
+from trl_prl.demo.arithmetic import ArithmeticProblem
+from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward, continue_solution
+from trl_prl.verifier.config import PAVRewardConfig
+from trl_prl.verifier.model import ProcessAdvantageVerifier
+from trl_prl.verifier.settings import VerifierSettings
 
 
 def build_verifier_model(tokenizer: Any, num_labels: int = 1, seed: int = 0, **overrides: Any) -> Any:

@@ -12,33 +12,44 @@ from typing import TYPE_CHECKING, Any
 # Type checkers and editors read the imports and `__all__`, Python reads `_MODULES`; `tests/test_public_api.py` keeps
 # them equal.
 if TYPE_CHECKING:
-    from .advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
-    from .aggregation import aggregate_step_values, best_of_n, majority_vote, weighted_vote
-    from .answers import math_accuracy_reward
-    from .beams import beam_search, dvts
-    from .callbacks import ProcessRewardCallback
-    from .evaluation_callback import EvaluationCallback
-    from .generation import TransformersGenerator
-    from .generation_servers import OpenAIGenerator, VLLMGenerator, VLLMServerGenerator
-    from .markdown_splitter import MarkdownSplitter
-    from .pav_config import PAVConfig
-    from .pav_reward_config import PAVRewardConfig
-    from .pav_reward_trainer import PAVRewardTrainer
-    from .pav_trainer import PAVTrainer
-    from .prl_config import PRLConfig
-    from .prl_trainer import PRLTrainer
-    from .process_grpo_trainer import ProcessGRPOTrainer
-    from .rejection import step_rejection
-    from .search import best_of_n_search
-    from .search_results import SearchResult
-    from .search_scoring import EffectiveReward
-    from .splitters import DelimiterSplitter, FixedLengthSplitter, RegexSplitter, SentenceSplitter
-    from .step_reward_func import StepRewardFunc
-    from .step_search import SearchLimits
-    from .steps import get_splitter, split_completions, split_text, step_ids_from_ends
-    from .token_pieces import TokenPieces
+    from .collection.monte_carlo_reward import MonteCarloProcessReward
+    from .credit.advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
+    from .generation.local import TransformersGenerator
+    from .generation.openai_server import OpenAIGenerator
+    from .generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
+    from .metrics.aggregation import aggregate_step_values, best_of_n, majority_vote, weighted_vote
+    from .prms.implicit import ImplicitProcessReward
+    from .prms.judge import JudgeProcessReward
+    from .prms.load import load_process_reward
+    from .prms.remote import RemoteProcessReward
+    from .prompts.format import PromptFormat
+    from .rewards.answers import math_accuracy_reward
+    from .rewards.transcript import TranscriptSegment
+    from .search.beams import beam_search, dvts
+    from .search.best_of_n import best_of_n_search
+    from .search.rejection import step_rejection
+    from .search.results import SearchResult
+    from .search.scoring import EffectiveReward
+    from .search.step_search import SearchLimits
+    from .steps.markdown import MarkdownSplitter
+    from .steps.plain_text import split_text
+    from .steps.sentences import SentenceSplitter
+    from .steps.split import get_splitter, split_completions, step_ids_from_ends
+    from .steps.splitters import DelimiterSplitter, FixedLengthSplitter, RegexSplitter
+    from .steps.token_pieces import TokenPieces
+    from .storage.row_sources import load_rows
+    from .training.callback import ProcessRewardCallback
+    from .training.evaluation_callback import EvaluationCallback
+    from .training.pav_config import PAVConfig
+    from .training.pav_trainer import PAVTrainer
+    from .training.prl_config import PRLConfig
+    from .training.prl_trainer import PRLTrainer
+    from .training.process_grpo_trainer import ProcessGRPOTrainer
+    from .training.step_reward_func import StepRewardFunc
     from .types import Completion, Generator, OutcomeReward, ProcessReward, Prompt, SamplingParams, StepSplitter
-    from .verifier import ProcessAdvantageVerifier
+    from .verifier.config import PAVRewardConfig
+    from .verifier.model import ProcessAdvantageVerifier
+    from .verifier.trainer import PAVRewardTrainer
 
 __version__ = "0.1.0"
 
@@ -49,7 +60,10 @@ __all__ = [
     "EvaluationCallback",
     "FixedLengthSplitter",
     "Generator",
+    "ImplicitProcessReward",
+    "JudgeProcessReward",
     "MarkdownSplitter",
+    "MonteCarloProcessReward",
     "OpenAIGenerator",
     "OutcomeReward",
     "PAVConfig",
@@ -63,7 +77,9 @@ __all__ = [
     "ProcessReward",
     "ProcessRewardCallback",
     "Prompt",
+    "PromptFormat",
     "RegexSplitter",
+    "RemoteProcessReward",
     "SamplingParams",
     "SearchLimits",
     "SearchResult",
@@ -71,6 +87,7 @@ __all__ = [
     "StepRewardFunc",
     "StepSplitter",
     "TokenPieces",
+    "TranscriptSegment",
     "TransformersGenerator",
     "VLLMGenerator",
     "VLLMServerGenerator",
@@ -81,6 +98,8 @@ __all__ = [
     "best_of_n_search",
     "dvts",
     "get_splitter",
+    "load_process_reward",
+    "load_rows",
     "majority_vote",
     "math_accuracy_reward",
     "pav_advantages",
@@ -94,33 +113,44 @@ __all__ = [
 ]
 
 _MODULES = {
-    "advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
-    "aggregation": ("aggregate_step_values", "best_of_n", "majority_vote", "weighted_vote"),
-    "answers": ("math_accuracy_reward",),
-    "beams": ("beam_search", "dvts"),
-    "callbacks": ("ProcessRewardCallback",),
-    "evaluation_callback": ("EvaluationCallback",),
-    "generation": ("TransformersGenerator",),
-    "generation_servers": ("OpenAIGenerator", "VLLMGenerator", "VLLMServerGenerator"),
-    "markdown_splitter": ("MarkdownSplitter",),
-    "pav_config": ("PAVConfig",),
-    "pav_reward_config": ("PAVRewardConfig",),
-    "pav_reward_trainer": ("PAVRewardTrainer",),
-    "pav_trainer": ("PAVTrainer",),
-    "prl_config": ("PRLConfig",),
-    "prl_trainer": ("PRLTrainer",),
-    "process_grpo_trainer": ("ProcessGRPOTrainer",),
-    "rejection": ("step_rejection",),
-    "search": ("best_of_n_search",),
-    "search_results": ("SearchResult",),
-    "search_scoring": ("EffectiveReward",),
-    "splitters": ("DelimiterSplitter", "FixedLengthSplitter", "RegexSplitter", "SentenceSplitter"),
-    "step_reward_func": ("StepRewardFunc",),
-    "step_search": ("SearchLimits",),
-    "steps": ("get_splitter", "split_completions", "split_text", "step_ids_from_ends"),
-    "token_pieces": ("TokenPieces",),
+    "collection.monte_carlo_reward": ("MonteCarloProcessReward",),
+    "credit.advantages": ("best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"),
+    "storage.row_sources": ("load_rows",),
+    "metrics.aggregation": ("aggregate_step_values", "best_of_n", "majority_vote", "weighted_vote"),
+    "prms.implicit": ("ImplicitProcessReward",),
+    "prms.judge": ("JudgeProcessReward",),
+    "prms.load": ("load_process_reward",),
+    "prms.remote": ("RemoteProcessReward",),
+    "prompts.format": ("PromptFormat",),
+    "rewards.answers": ("math_accuracy_reward",),
+    "rewards.transcript": ("TranscriptSegment",),
+    "search.beams": ("beam_search", "dvts"),
+    "training.callback": ("ProcessRewardCallback",),
+    "training.evaluation_callback": ("EvaluationCallback",),
+    "generation.local": ("TransformersGenerator",),
+    "generation.openai_server": ("OpenAIGenerator",),
+    "generation.vllm_engine": ("VLLMGenerator", "VLLMServerGenerator"),
+    "steps.markdown": ("MarkdownSplitter",),
+    "training.pav_config": ("PAVConfig",),
+    "verifier.config": ("PAVRewardConfig",),
+    "verifier.trainer": ("PAVRewardTrainer",),
+    "training.pav_trainer": ("PAVTrainer",),
+    "training.prl_config": ("PRLConfig",),
+    "training.prl_trainer": ("PRLTrainer",),
+    "training.process_grpo_trainer": ("ProcessGRPOTrainer",),
+    "search.rejection": ("step_rejection",),
+    "search.best_of_n": ("best_of_n_search",),
+    "search.results": ("SearchResult",),
+    "search.scoring": ("EffectiveReward",),
+    "steps.plain_text": ("split_text",),
+    "steps.sentences": ("SentenceSplitter",),
+    "steps.splitters": ("DelimiterSplitter", "FixedLengthSplitter", "RegexSplitter"),
+    "training.step_reward_func": ("StepRewardFunc",),
+    "search.step_search": ("SearchLimits",),
+    "steps.split": ("get_splitter", "split_completions", "step_ids_from_ends"),
+    "steps.token_pieces": ("TokenPieces",),
     "types": ("Completion", "Generator", "OutcomeReward", "ProcessReward", "Prompt", "SamplingParams", "StepSplitter"),
-    "verifier": ("ProcessAdvantageVerifier",),
+    "verifier.model": ("ProcessAdvantageVerifier",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -194,13 +194,24 @@ class ProcessReward(Protocol):
 
     Called as `process_reward(prompts=..., steps=..., **columns)`; it may also be a coroutine function. As in TRL, the
     columns hold every column of the dataset and, in training, `trainer_state`, `log_metric` and `log_extra`, so accept
-    `**kwargs`.
+    `**kwargs`. A column `finished` says of each completion whether it ends with its last step or goes on, or was cut
+    off; one of that name in the dataset gives way to it. In training, one that names `step_token_ids` in its signature
+    is also given the sampled tokens of every step, and one that names `transcript`, for each completion, what the
+    policy wrote and what its tools answered, as a list of [`TranscriptSegment`].
 
     An object may say what it returns in an attribute `returns`: `"values"` (probabilities of success after each step,
     the default) or `"advantages"` (progress). One that returns values should have a method
     `initial_values(prompts, **columns) -> list[float]` for the value of the prompt itself. Where it can compute both
     at once, a method `score_solutions(prompts, steps, **columns)` that returns the values of the prompts and those of
     the steps is called instead of the two. A method `prepare(accelerator)` is called once, before training.
+
+    One that learns while the policy does has a method
+    `update(prompts, steps, outcomes, **columns) -> dict[str, float]`. [`PAVTrainer`] and [`ProcessRewardCallback`]
+    call it after every rollout of the training, once its advantages are computed, on all processes together;
+    `outcomes` are the results of the first reward function, `None` where there is none, and what it returns is logged
+    as `process/update/<name>`, averaged over the processes. Its `state_dict()` is saved in checkpoints, and given to
+    `load_state_dict(state)` when a training is resumed. An attribute `is_trainable` that is False says that there is
+    nothing to update.
     """
 
     def __call__(

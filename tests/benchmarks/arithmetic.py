@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from common import Results, machine_text, spread, table
 
-from trl_prl.arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
-from trl_prl.plots import draw_bars, draw_curves, new_figure, save
+from trl_prl.demo.arithmetic_training import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+from trl_prl.report.plots import draw_bars, draw_curves, new_figure, save
 
 
 LEARNING_RATES = (5e-5, 1e-4)

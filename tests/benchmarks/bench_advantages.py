@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from trl_prl.advantages import pav_advantages, prl_advantages
+from trl_prl.credit.advantages import pav_advantages, prl_advantages
 
 
 def make_inputs(batch: int, length: int, step_length: int, device: str) -> dict[str, torch.Tensor]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile_answers import hostile_answers
-from trl_prl.timed_reward import TimedReward
+from trl_prl.rewards.answers import math_accuracy_reward
+from trl_prl.rewards.timed import TimedReward
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -52,6 +53,26 @@ def agreement(reward: TimedReward, rows: list[dict[str, Any]], truth: str) -> di
     }
 
 
+def check_pool(reward: TimedReward, name: str, pool: list[dict[str, Any]]) -> None:
+    """Print how many samples of a pool are right, and how fast that was found out, with and without processes."""
+    flat = [(row["answer"], sample) for row in pool for sample in row["samples"]]
+    completions, golds = [sample["completion"] for _, sample in flat], [gold for gold, _ in flat]
+    begun = time.perf_counter()
+    verdicts = reward(completions=completions, answer=golds)
+    rate = len(flat) / (time.perf_counter() - begun)
+    begun = time.perf_counter()
+    math_accuracy_reward(completions, golds)
+    own_rate = len(flat) / (time.perf_counter() - begun)
+    pairs = [(bool(v), sample["correct"]) for v, (_, sample) in zip(verdicts, flat, strict=True) if v is not None]
+    print(
+        f"{name}: {len(flat)} completions, {verdicts.count(1.0) / len(flat):.1%} right, {verdicts.count(None)} not "
+        f"checked; the source says {sum(sample['correct'] for _, sample in flat) / len(flat):.1%}, calls right "
+        f"{sum(truth and not v for v, truth in pairs)} that are wrong here and wrong "
+        f"{sum(v and not truth for v, truth in pairs)} that are right here; {rate:.0f} checks/s, "
+        f"{own_rate:.0f} in this process"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -72,16 +93,14 @@ def main() -> None:
             "disputed_gsm8k",
             reward(completions=[r["completion"] for r in disputed], answer=[r["answer"] for r in disputed]),
         )
-        pool = read(args.data / "pools" / "qwen25math_cot100_n8.jsonl.gz")
-        flat = [(row["answer"], sample) for row in pool for sample in row["samples"]]
-        begun = time.perf_counter()
-        verdicts = reward(completions=[sample["completion"] for _, sample in flat], answer=[gold for gold, _ in flat])
-        seconds = time.perf_counter() - begun
-        differ = sum(
-            bool(v) != sample["correct"] for v, (_, sample) in zip(verdicts, flat, strict=True) if v is not None
-        )
-        print(f"pool: {len(flat)} completions, {len(flat) / seconds:.0f} checks/s, {differ} differ from the source, "
-              f"{verdicts.count(None)} not checked")  # fmt: skip
+        for name in ("gsm8k_test", "math500"):
+            rows = read(args.data / "tasks" / f"{name}.jsonl.gz")
+            verdicts = reward(completions=[r["solution"] for r in rows], answer=[r["answer"] for r in rows])
+            print(f"{name}: {verdicts.count(1.0)} of {len(rows)} worked solutions right")
+            verdicts = reward(completions=[boxed(r["answer"]) for r in rows], answer=[r["answer"] for r in rows])
+            print(f"{name}: {verdicts.count(1.0)} of {len(rows)} right answers right against themselves")
+        for name in ("strictprm_gsm8k_n16", "strictprm_math500_n16", "qwen25math_cot100_n8"):
+            check_pool(reward, name, read(args.data / "pools" / f"{name}.jsonl.gz"))
     with TimedReward("accuracy", timeout=0.5, num_workers=args.num_workers) as reward:
         reward(completions=[r"\boxed{1}"] * args.num_workers, answer=["1"] * args.num_workers)
         begun = time.perf_counter()

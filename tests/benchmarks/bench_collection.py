@@ -20,12 +20,13 @@ from typing import Any
 
 from tests.benchmarks.common import machine, table
 from tests.provers import ArithmeticProver, arithmetic_problems, root_mean_square
-from trl_prl.intervals import SequentialRule
-from trl_prl.monte_carlo import MonteCarloParams, estimate_step_values
-from trl_prl.rollouts import Spending
-from trl_prl.splitters import DelimiterSplitter
-from trl_prl.tasks.arithmetic import ArithmeticProcessReward, arithmetic_reward
-from trl_prl.token_pieces import TokenPieces
+from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values
+from trl_prl.demo.arithmetic import arithmetic_reward
+from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
+from trl_prl.generation.tallies import Spending
+from trl_prl.metrics.intervals import SequentialRule
+from trl_prl.steps.splitters import DelimiterSplitter
+from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import SamplingParams
 
 

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from tests.benchmarks.common import machine, table
 from tests.tiny_models import build_tokenizer
-from trl_prl.generation import TransformersGenerator
+from trl_prl.generation.local import TransformersGenerator
 from trl_prl.types import Prompt, SamplingParams
 
 

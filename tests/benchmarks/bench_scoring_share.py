@@ -21,9 +21,9 @@ from common import machine
 from transformers import AutoConfig, AutoTokenizer, LlamaForTokenClassification, PrinterCallback
 
 from trl_prl import PAVConfig, PAVTrainer, ProcessAdvantageVerifier, math_accuracy_reward
-from trl_prl.arithmetic_experiment import completion_length
-from trl_prl.experiments import cpu_fields
-from trl_prl.tasks.arithmetic import LONG_NUM_TERMS, arithmetic_dataset, arithmetic_policy_path
+from trl_prl.demo.arithmetic import LONG_NUM_TERMS, arithmetic_dataset, arithmetic_policy_path
+from trl_prl.demo.arithmetic_training import completion_length
+from trl_prl.demo.training import cpu_fields
 
 
 def boxed_accuracy(completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:

@@ -29,18 +29,13 @@ from trl_prl import (
     beam_search,
     best_of_n_search,
 )
-from trl_prl.intervals import wilson_interval
-from trl_prl.plots import STYLES, draw_curves, new_figure, save
-from trl_prl.resampling import difference_interval
-from trl_prl.rollouts import Problem
-from trl_prl.search import choose
-from trl_prl.tasks.arithmetic import (
-    ArithmeticProcessReward,
-    arithmetic_policy_path,
-    arithmetic_reward,
-    read_answer,
-    sample_problems,
-)
+from trl_prl.demo.arithmetic import arithmetic_policy_path, arithmetic_reward, read_answer, sample_problems
+from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
+from trl_prl.generation.rollouts import Problem
+from trl_prl.metrics.intervals import value_interval
+from trl_prl.metrics.resampling import bootstrap_interval
+from trl_prl.report.plots import STYLES, draw_curves, new_figure, save
+from trl_prl.search.best_of_n import choose
 
 
 ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -148,7 +143,7 @@ def at_tokens(samples: dict[str, Any], method: str, tokens: float) -> tuple[int,
 def percent(runs: list[list[int]]) -> str:
     """Mean over seeds, and the Wilson interval of all problems together."""
     correct, number = sum(map(sum, runs)), sum(map(len, runs))
-    low, high = wilson_interval(correct, number)
+    low, high = value_interval(correct, number)
     return f"{100 * correct / number:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
@@ -190,7 +185,7 @@ def gain(found: dict[str, list[list[int]]], sampled: list[dict[str, Any]], token
     cells = []
     for other in (SAMPLED[0], BEAMS[1]):
         against = [float(c) for correct in found[other] for c in correct]
-        low, high = difference_interval(effective, against)
+        low, high = bootstrap_interval([a - b for a, b in zip(effective, against, strict=True)])
         difference = statistics.fmean(effective) - statistics.fmean(against)
         cells.append(f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
     sizes = sampled[0]["sizes"]

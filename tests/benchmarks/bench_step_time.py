@@ -22,15 +22,10 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_prl import PAVConfig, PAVTrainer, PRLConfig, PRLTrainer
-from trl_prl.arithmetic_experiment import completion_length
-from trl_prl.experiments import cpu_fields
-from trl_prl.tasks.arithmetic import (
-    LONG_NUM_TERMS,
-    ArithmeticProcessReward,
-    arithmetic_dataset,
-    arithmetic_policy_path,
-    arithmetic_reward,
-)
+from trl_prl.demo.arithmetic import LONG_NUM_TERMS, arithmetic_dataset, arithmetic_policy_path, arithmetic_reward
+from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
+from trl_prl.demo.arithmetic_training import completion_length
+from trl_prl.demo.training import cpu_fields
 
 
 def build(trainer_class: Any, config_class: Any, output_dir: str, args: argparse.Namespace, **extra: Any) -> Any:

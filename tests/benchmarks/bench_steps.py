@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, save_tiny_model, token_reward
-from trl_prl.steps import TokenPieces, get_splitter, split_completions
+from trl_prl.steps.split import TokenPieces, get_splitter, split_completions
 
 
 SPLITTERS = ["fixed", "newline", "blank_line", "sentence", "markdown", r"regex:\n\n|[.!?] ", "step_ends only"]

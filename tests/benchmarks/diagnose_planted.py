@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from tests.benchmarks.common import Results, machine_text, table
 from tests.planted_policies import (
@@ -23,12 +24,12 @@ from tests.planted_policies import (
     policy_values,
     sampled_planted_states,
 )
-from trl_prl.experiments import steps_to_accuracy
-from trl_prl.plots import STYLES, new_figure, save
-from trl_prl.prover_credit import credit
-from trl_prl.prover_diagnostics import Candidate, Terms, bootstrap_terms, problem_sums
-from trl_prl.tasks.planted import build_base_policy
-from trl_prl.verifier_metrics import spearman
+from trl_prl.demo.planted_policy import build_base_policy
+from trl_prl.demo.training import steps_to_accuracy
+from trl_prl.diagnosis.credit import credit
+from trl_prl.diagnosis.moments import Candidate, problem_sums
+from trl_prl.diagnosis.terms import Terms, bootstrap_terms
+from trl_prl.report.plots import STYLES, new_figure, save
 
 
 GAMMAS = (1.0, 3.0, 5.0, 8.0, 10.0, 15.0, 30.0, 100.0, 1000.0)
@@ -59,12 +60,12 @@ def scores(policy: np.ndarray) -> dict[str, list[float]]:
 def agreement(steps: np.ndarray, found: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Rank correlation of mean scores with fewer steps; its spread over seeds; how often chance does as well."""
     rng = np.random.default_rng(seed)
-    value = spearman(found.mean(0), -steps.mean(0))
+    value = spearmanr(found.mean(0), -steps.mean(0)).statistic
     draws = []
     for _ in range(2000):
         seeds = rng.integers(SEEDS, size=SEEDS)
-        draws.append(spearman(found[seeds].mean(0), -steps[seeds].mean(0)))
-    shuffled = [spearman(rng.permutation(found.mean(0)), -steps.mean(0)) for _ in range(5000)]
+        draws.append(spearmanr(found[seeds].mean(0), -steps[seeds].mean(0)).statistic)
+    shuffled = [spearmanr(rng.permutation(found.mean(0)), -steps.mean(0)).statistic for _ in range(5000)]
     low, high = np.quantile(draws, [0.025, 0.975])
     chosen = int(found.mean(0).argmax())
     return {

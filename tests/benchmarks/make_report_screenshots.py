@@ -17,15 +17,15 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from trl_prl import cli
-from trl_prl.arithmetic_experiment import Method, train_arithmetic
-from trl_prl.quickstart import HYPERPARAMETERS, quiet
-from trl_prl.report import write_report
-from trl_prl.run_files import is_run
-from trl_prl.tasks.arithmetic import arithmetic_policy_path, sample_problems
+from trl_prl.commands import main as cli
+from trl_prl.commands.quickstart import HYPERPARAMETERS, quiet
+from trl_prl.commands.report import write_report
+from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
+from trl_prl.demo.arithmetic_training import Method, train_arithmetic
+from trl_prl.report.run_files import is_run
 
 
-TASK = "trl_prl.tasks.arithmetic"
+TASK = "trl_prl.demo.arithmetic"
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
 
 
@@ -33,7 +33,7 @@ def train(work_dir: Path, num_seeds: int, max_steps: int) -> None:
     """Train with each method and seed, unless that run is there."""
     quiet()
     for seed in range(num_seeds):
-        for name, (learning_rate, coefficient) in HYPERPARAMETERS.items():
+        for name, learning_rate, coefficient in map(HYPERPARAMETERS.__getitem__, ("GRPO", "PRL", "PAV, exact")):
             folder = work_dir / f"{name}-{seed}"
             if not is_run(folder):
                 method = Method(name, learning_rate, coefficient)
@@ -49,7 +49,7 @@ def use_commands(work_dir: Path, num_problems: int) -> None:
     common = ["--model", arithmetic_policy_path(), "--dataset", str(problems)]
     common += ["--reward", f"{TASK}:arithmetic_reward", "--max-completion-length", "42", "--check-timeout", "0"]
     answer = ["--answer", f"{TASK}:read_answer", "--plot", "none", "--n", "1", "2", "4", "8"]
-    beam = ["--process-reward", f"{TASK}:ArithmeticProcessReward", "--save-trees", str(num_problems)]
+    beam = ["--process-reward", f"{TASK}_prover:ArithmeticProcessReward", "--save-trees", str(num_problems)]
     jobs = {
         "beam/search.json": ["search", *common, *answer, "--method", "beam", *beam],
         "vote/search.json": ["search", *common, *answer, "--method", "majority_vote"],
@@ -64,13 +64,7 @@ def use_commands(work_dir: Path, num_problems: int) -> None:
         cli.main(["diagnose", str(work_dir / "values"), "--k", "1", "2", "4", "8", "--output", str(diagnosis)])
 
 
-def shoot(page: Page, name: str) -> None:
-    """Take a picture of what is in view."""
-    page.wait_for_timeout(600)
-    page.screenshot(path=FIGURES / f"report_{name}.png")
-
-
-def take_screenshots(report: Path) -> None:
+def take_screenshots(report: Path, figures: Path) -> None:
     """Open the report as a reader would, in light and in dark."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
@@ -81,11 +75,15 @@ def take_screenshots(report: Path) -> None:
             page.goto(report.as_uri())
             return page
 
+        def shoot(page: Page, name: str) -> None:
+            page.wait_for_timeout(600)
+            page.screenshot(path=figures / f"report_{name}.png")
+
         page = opened("light")
         page.click("#tab-training")
         shoot(page, "training")
         page.click("#tab-completions")
-        page.select_option("#completions label:has(span:text-is('Run')) select", label="PAV, seed 0")
+        page.select_option("#completions label:has(span:text-is('Run')) select", label="PAV-0")
         page.click("#completions button:has-text('✗ Wrong')")
         page.select_option("#completions label:has(span:text-is('Sort')) select", "spread")
         page.locator("#completions .row").nth(1).click()
@@ -108,13 +106,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=60)
     parser.add_argument("--problems", type=int, default=24)
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the pictures")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     train(args.work_dir, args.seeds, args.max_steps)
     use_commands(args.work_dir, args.problems)
     (report,) = write_report([args.work_dir], args.work_dir / "report.html", title="Arithmetic: GRPO, PRL and PAV")
-    take_screenshots(report.resolve())
-    print(f"{report}: {report.stat().st_size / 1e6:.1f} MB; pictures in {FIGURES}")
+    take_screenshots(report.resolve(), args.figures)
+    print(f"{report}: {report.stat().st_size / 1e6:.1f} MB; pictures in {args.figures}")
 
 
 if __name__ == "__main__":

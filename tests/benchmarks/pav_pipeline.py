@@ -21,9 +21,14 @@ import torch
 from common import Results, machine_text, spread, table
 from transformers import TrainerCallback
 
-from trl_prl.arithmetic_experiment import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
-from trl_prl.arithmetic_pipeline import VerifierData, collect_arithmetic, right_lines_auroc, train_arithmetic_verifier
-from trl_prl.plots import draw_curves, new_figure, save
+from trl_prl.demo.arithmetic_pipeline import (
+    VerifierData,
+    collect_arithmetic,
+    right_lines_auroc,
+    train_arithmetic_verifier,
+)
+from trl_prl.demo.arithmetic_training import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
+from trl_prl.report.plots import draw_curves, new_figure, save
 
 
 METHODS = {"GRPO": Method("GRPO", 5e-5), "PRL": Method("PRL", 5e-5, 0.005)}

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from common import Results, machine_text, spread, table
 
-from trl_prl.experiments import steps_to_accuracy
-from trl_prl.metrics import pass_at_k
-from trl_prl.planted_experiment import sample_planted, train_planted
-from trl_prl.plots import draw_curves, new_figure, save
-from trl_prl.tasks.planted import build_base_policy
+from trl_prl.demo.planted_policy import build_base_policy
+from trl_prl.demo.planted_training import sample_planted, train_planted
+from trl_prl.demo.training import steps_to_accuracy
+from trl_prl.metrics.sampling_estimates import pass_at_k
+from trl_prl.report.plots import draw_curves, new_figure, save
 
 
 REWARDS = {"effective reward": 1.0, "outcome only": 0.0}

@@ -1,7 +1,7 @@
 """Train, or evaluate, the base policy of the arithmetic task that ships inside the package.
 
-    python tests/benchmarks/train_arithmetic_policy.py --output_dir trl_prl/tasks/arithmetic_policy
-    python tests/benchmarks/train_arithmetic_policy.py --evaluate trl_prl/tasks/arithmetic_policy
+    python tests/benchmarks/train_arithmetic_policy.py --output_dir trl_prl/demo/arithmetic_policy
+    python tests/benchmarks/train_arithmetic_policy.py --evaluate trl_prl/demo/arithmetic_policy
 
 The policy imitates solutions of a prover that slips on some lines, on problems of the train split with two to eight
 terms. It stops early, so it knows the format, is right often enough to learn from, and has much left to learn. Long
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from trl_prl.tasks.arithmetic import (
+from trl_prl.demo.arithmetic import (
     LONG_NUM_TERMS,
     MAIN_NUM_TERMS,
     arithmetic_reward,
     build_arithmetic_tokenizer,
-    continue_solution,
     sample_problems,
 )
+from trl_prl.demo.arithmetic_prover import continue_solution
 
 
 NUM_TERMS_SHARES = {2: 0.10, 3: 0.20, 4: 0.40, 5: 0.10, 6: 0.10, 7: 0.05, 8: 0.05}

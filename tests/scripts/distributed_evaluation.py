@@ -13,7 +13,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
-from trl_prl.evaluation_callback import EvaluationCallback
+from trl_prl.training.evaluation_callback import EvaluationCallback
 
 
 def half_right(completion_ids: list[list[int]], **columns: Any) -> list[float]:

@@ -78,6 +78,7 @@ def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: i
     if kind == "pav":
         arguments["process_reward"] = values_with_metrics
         overrides["calibration_steps"] = 1
+        overrides["progress_scale"] = "outcome"
     trainer = make_trainer(
         kind,
         model,
@@ -91,6 +92,7 @@ def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: i
         learning_rate=0.5,
         log_completions=True,
         beta=0.2,
+        process_baseline="group",
         **overrides,
     )
     train_dataset = trainer.train_dataset

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
-from trl_prl.pav_reward_trainer import PAVRewardTrainer
-from trl_prl.tasks.arithmetic import build_arithmetic_tokenizer
+from trl_prl.demo.arithmetic import build_arithmetic_tokenizer
+from trl_prl.verifier.trainer import PAVRewardTrainer
 
 
 def train(output_dir: Path, num_processes: int) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Values of prefixes by rollouts while a policy trains: exact where the prover is known, live where it learns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems
+from tests.tiny_models import build_tokenizer
+from tests.trainer_runs import make_trainer, train_logs
+from trl_prl.collection.monte_carlo_reward import MonteCarloProcessReward, refuse_shards
+from trl_prl.demo.arithmetic import arithmetic_reward
+from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
+from trl_prl.generation.local import TransformersGenerator
+from trl_prl.types import Prompt, SamplingParams
+
+
+def ends_with_seven(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(text.endswith("7")) for text in completions]
+
+
+def scripted(write: Any, **options: Any) -> MonteCarloProcessReward:
+    options = {"n": 4, "sampling": SamplingParams(max_tokens=20), **options}
+    return MonteCarloProcessReward(ScriptedGenerator(build_tokenizer(), write), ends_with_seven, **options)
+
+
+def test_values_are_shares_of_right_rollouts() -> None:
+    # From the prompt 1 of 4 is right, after the first step 3 of 4.
+    reward = scripted(lambda prompt, i: "7" if i < (3 if "\n" in prompt else 1) else "8")
+    costs: dict[str, float] = {}
+    steps = [["1\n", "7"], ["1\n", "8"], ["1\n", "9"], []]
+    finished = [True, True, False, True]
+    initial, values = reward.score_solutions(
+        ["a", "a", "a", "a"], steps, finished=finished, log_metric=costs.__setitem__
+    )
+    assert initial == [0.25, 0.25, 0.25, 0.25]
+    assert values == [[0.75, 1.0], [0.75, 0.0], [0.75, 0.0], []]
+    # The prompt and the first step once each; every rollout is a digit and the end.
+    assert costs == {"process/monte_carlo/num_rollouts": 8, "process/monte_carlo/num_tokens": 16}
+    assert reward(["a"], [["1\n", "7"]]) == [[0.75, 1.0]]
+    tokens = [reward.tokenizer(text).input_ids for text in ("1\n", "7")]
+    # From the tokens that were sampled, also where tokenising the text gives others.
+    given = reward.score_solutions(["a"], [["1\n", "7"]], step_token_ids=[[tokens[0], [*tokens[1], 2]]])
+    assert given == ([0.25], [[0.75, 1.0]])
+    reward.score_solutions(["a"], [["1\n", "7"]], step_token_ids=[[[5, 6, 7], [8]]])
+    assert reward.generator.prompts[-1].token_ids[-3:] == (5, 6, 7)  # type: ignore[attr-defined]
+    excluding = scripted(lambda prompt, i: "7" * (30 if i else 1), unfinished="exclude")
+    assert excluding.score_solutions(["a"], [["1"]], finished=[False]) == ([1.0], [[None]])
+
+
+def test_rows_are_told_apart_by_their_columns_and_optimizer_steps_by_their_rollouts() -> None:
+    reward = scripted(lambda prompt, i: "7")
+    asked: list[Any] = []
+
+    def keep(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
+        asked.extend(answer)
+        assert not columns.keys() - {"prompts", "completion_ids"}
+        return [1.0] * len(completions)
+
+    reward.outcome_reward = keep  # type: ignore[assignment]
+    reward.score_solutions(["a", "a"], [["7"], ["7"]], answer=["1", "2"], trainer_state=None)
+    assert asked == ["1"] * 4 + ["2"] * 4 + ["1", "2"]
+
+
+def test_values_are_unbiased() -> None:
+    prover = ArithmeticProver()
+    reward = MonteCarloProcessReward(prover, arithmetic_reward, n=400, sampling=SamplingParams(max_tokens=64))
+    problem = arithmetic_problems(prover.tokenizer, 1)[0]
+    exact = ArithmeticProcessReward(0.1)
+    solution = prover.generate([Prompt(problem.prompt_ids, key="seed")], SamplingParams(max_tokens=64))[0][0].text
+    steps = [line + "\n" for line in solution.split("\n")[:-1]] + [solution.split("\n")[-1]]
+    initial, values = reward.score_solutions([problem.prompt], [steps], answer=[problem.columns["answer"]])
+    wanted = [*exact.initial_values([problem.prompt]), *exact([problem.prompt], [steps])[0]]
+    for found, expected in zip([initial[0], *values[0]], wanted, strict=True):
+        assert found == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 400))
+
+
+def even_length(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
+def test_a_training_on_values_of_the_live_policy(tiny_model_path: str, tmp_path: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    reward = MonteCarloProcessReward(
+        TransformersGenerator(policy, tokenizer), even_length, n=4, sampling=SamplingParams(max_tokens=12)
+    )
+    more: dict[str, Any] = {"process_reward": reward, "reward_funcs": even_length}
+    trainer = make_trainer("pav", policy, tmp_path, more, initial_value=None, learning_rate=5e-3, reward_weights=[0.0])
+    asked = (["Add 1.\n\n"] * 8, [["We add.\n", "3"]] * 8)
+    before = reward.score_solutions(*asked)
+    random_state = torch.random.get_rng_state()
+    assert reward.score_solutions(*asked) == before
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    trainer.train()
+    assert trainer.model is policy
+    assert policy.training
+    for log in train_logs(trainer):
+        assert log["process/monte_carlo/num_rollouts"] >= 4
+        assert log["process/monte_carlo/num_tokens"] >= log["process/monte_carlo/num_rollouts"]
+        assert log["process/unscorable_frac"] == 0
+    assert train_logs(trainer)[0]["process/reward/std"] > 0
+    # With no weight on the outcome itself, progress is all there is.
+    assert train_logs(trainer)[0]["process/advantage_share"] == 1
+    assert reward.score_solutions(*asked) != before
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(ValueError, match="n=0"):
+        scripted(lambda prompt, i: "7", n=0)
+    model = torch.nn.Linear(1, 1)
+    refuse_shards(model)
+    model.weight.ds_id = 0  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="shared out"):
+        refuse_shards(model)

@@ -1,0 +1,301 @@
+"""Servers: a real one with a tiny model, servers that fail, and engines that are not installed.
+
+The real server is mlx-lm's, which runs on any CPU. It is looked for in this environment and behind
+`TRL_PRL_MLX_PYTHON`, the Python of another one: `python -m venv DIR && DIR/bin/pip install "mlx-lm[cpu]"`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from tests.tiny_models import build_model, build_tokenizer
+from trl_prl.generation.local import TransformersGenerator
+from trl_prl.generation.openai_server import OpenAIGenerator
+from trl_prl.generation.rollouts import Problem
+from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
+from trl_prl.search.beams import beam_search
+from trl_prl.search.scoring import EffectiveReward
+from trl_prl.steps.splitters import FixedLengthSplitter
+from trl_prl.steps.token_pieces import TokenPieces
+from trl_prl.types import Generator, Prompt, SamplingParams
+
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+pytest.importorskip("openai", reason="needs the package openai: pip install trl-prl[openai]")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+# ---- a real server ----
+
+
+@pytest.fixture(scope="module")
+def served(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address of mlx-lm's server with the tiny model, and the model's folder."""
+    given = os.environ.get("TRL_PRL_MLX_PYTHON")
+    if given is None and importlib.util.find_spec("mlx_lm") is None:
+        pytest.skip("no OpenAI-compatible server for the CPU: install mlx-lm[cpu], or set TRL_PRL_MLX_PYTHON")
+    folder = tmp_path_factory.mktemp("served")
+    build_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    port = free_port()
+    command = [given or sys.executable, "-m", "mlx_lm", "server", "--model", str(folder)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
+        try:
+            for _ in range(240):
+                if process.poll() is not None:
+                    pytest.fail("the server ended: " + (folder / "log").read_text()[-2000:])
+                try:
+                    urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).read()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1", folder
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_real_server(served: tuple[str, Path], tokenizer: Any) -> None:
+    """Greedy text is that of the same model here; n samples although the server ignores n; order kept."""
+    url, folder = served
+    # The same address twice stands for two servers.
+    generator = OpenAIGenerator([url, url], str(folder), tokenizer, send_text=True, concurrency=4, timeout=120)
+    local = TransformersGenerator(build_model(tokenizer), tokenizer)
+    texts = ["Let us add", "So the answer is", "First we take 12 + 7"]
+    prompts = [Prompt(tuple(tokenizer(text).input_ids), key=text) for text in texts]
+    greedy = SamplingParams(n=2, max_tokens=6, temperature=0)
+    expected = local.generate(prompts, greedy)
+    for row, expected_row in zip(generator.generate(prompts, greedy), expected, strict=True):
+        assert len(row) == 2
+        # Its arithmetic rounds differently, so only the first token must be the same.
+        assert row[0].text[:1] == expected_row[0].text[:1]
+    sampled = generator.generate(prompts, SamplingParams(n=4, max_tokens=12, seed=1))
+    assert [len(row) for row in sampled] == [4, 4, 4]
+    completions = [completion for row in sampled for completion in row]
+    assert len({completion.text for completion in completions}) > 4
+    assert {completion.finish_reason for completion in completions} <= {"eos", "length"}
+    for completion in completions:
+        assert (completion.token_ids[-1:] == (tokenizer.eos_token_id,)) == completion.finished
+    limited = generator.generate([Prompt(prompts[0].token_ids, "x", max_tokens=2)], SamplingParams(max_tokens=12))
+    assert len(limited[0][0].token_ids) <= 4
+
+
+@pytest.mark.slow
+def test_search_over_a_real_server(served: tuple[str, Path], tokenizer: Any) -> None:
+    """A beam over a server that takes text: nothing in the search knows the engine."""
+    url, folder = served
+    generator = OpenAIGenerator([url], str(folder), tokenizer, send_text=True, concurrency=4, timeout=120)
+    problem = Problem(0, "Let us add", tuple(tokenizer("Let us add").input_ids))
+    (result,) = beam_search(
+        [problem],
+        generator,
+        EffectiveReward(
+            lambda prompts, steps, **columns: [[len(step) / 99 for step in row] for row in steps], alpha=0.0
+        ),
+        FixedLengthSplitter(4),
+        TokenPieces(tokenizer),
+        SamplingParams(max_tokens=16, seed=1),
+        beam_size=2,
+        expansions=2,
+    )
+    assert result.cost.num_samples >= 8
+    assert 1 <= len(result.candidates) <= 2
+    assert all(len(candidate.steps) > 1 or candidate.finished for candidate in result.candidates)
+
+
+# ---- what a server may do wrong ----
+
+
+class Misbehaving(BaseHTTPRequestHandler):
+    """A completions endpoint that fails as told: `server.plan` has one action per request, then it answers."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server: Any = self.server
+        with server.lock:
+            server.bodies.append(body)
+            server.open += 1
+            server.most_open = max(server.most_open, server.open)
+            action = server.plan.pop(0) if server.plan else "answer"
+        try:
+            time.sleep(server.delay)
+            if isinstance(action, int):
+                self.answer(action, {"error": {"message": "told to fail"}})
+            elif action == "hang up":
+                self.connection.close()
+            elif action == "stall":
+                time.sleep(3)
+            else:
+                num_choices = 0 if action == "no choices" else body["n"] if server.heeds_n else 1
+                self.answer(
+                    200,
+                    {
+                        "id": "1",
+                        "object": "text_completion",
+                        "created": 0,
+                        "model": "tiny",
+                        "choices": [self.choice(body, i) for i in range(num_choices)],
+                    },
+                )
+        finally:
+            with server.lock:
+                server.open -= 1
+
+    def choice(self, body: dict[str, Any], index: int) -> dict[str, Any]:
+        text = f" {body['seed'] % 10}"
+        choice = {"index": index, "text": text, "finish_reason": "stop", "logprobs": None}
+        if body.get("return_token_ids"):
+            choice |= {"token_ids": [5 + index, 2], "stop_reason": None}
+        return choice
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def misbehaving() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
+    server.lock, server.bodies, server.plan = threading.Lock(), [], []
+    server.open = server.most_open = 0
+    server.delay, server.heeds_n = 0.0, True
+    server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+PROMPTS = [Prompt((5, 6, 7), key="a"), Prompt((8, 9), key="b")]
+
+
+def test_prompts_are_sent_as_ids_one_per_request(misbehaving: Any, tokenizer: Any) -> None:
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer)
+    assert isinstance(generator, Generator)
+    samples = generator.generate(PROMPTS, SamplingParams(n=3, max_tokens=7, top_k=5, stop=("\n\n",)))
+    assert [[c.token_ids for c in row] for row in samples] == [[(5, 2), (6, 2), (7, 2)]] * 2
+    bodies = sorted(misbehaving.bodies, key=lambda body: body["prompt"])
+    assert [body["prompt"] for body in bodies] == [[5, 6, 7], [8, 9]]
+    for body in bodies:
+        assert (body["n"], body["max_tokens"], body["top_k"], body["stop"]) == (3, 7, 5, ["\n\n"])
+    assert bodies[0]["seed"] != bodies[1]["seed"]
+
+
+def test_a_server_that_ignores_n_is_asked_once_per_sample(misbehaving: Any, tokenizer: Any) -> None:
+    misbehaving.heeds_n = False
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, send_text=True)
+    samples = generator.generate(PROMPTS, SamplingParams(n=4))
+    assert [len(row) for row in samples] == [4, 4]
+    assert len(misbehaving.bodies) == 8
+    # Each sample has a seed of its own, and the same one when asked again, now without trying n.
+    assert len({body["seed"] for body in misbehaving.bodies}) == 8
+    misbehaving.bodies.clear()
+    assert generator.generate(PROMPTS, SamplingParams(n=4)) == samples
+    assert [body["n"] for body in misbehaving.bodies] == [1] * 8
+    assert all(isinstance(body["prompt"], str) for body in misbehaving.bodies)
+
+
+@pytest.mark.parametrize("action", [500, 429, "hang up", "stall"])
+def test_what_may_pass_is_repeated(misbehaving: Any, tokenizer: Any, action: Any) -> None:
+    misbehaving.plan = [action, action]
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, timeout=0.5, backoff=0.01)
+    assert len(generator.generate(PROMPTS[:1], SamplingParams())[0]) == 1
+    assert len(misbehaving.bodies) == 3
+
+
+def test_retries_are_bounded_and_the_error_is_clear(misbehaving: Any, tokenizer: Any) -> None:
+    misbehaving.plan = [503] * 10
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, max_retries=2, backoff=0.01)
+    with pytest.raises(ConnectionError, match=r"did not answer the prompt with key 'a' in 3 attempts"):
+        generator.generate(PROMPTS[:1], SamplingParams())
+    assert len(misbehaving.bodies) == 3
+
+
+def test_what_will_not_pass_is_not_repeated(misbehaving: Any, tokenizer: Any) -> None:
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer)
+    misbehaving.plan = [400]
+    with pytest.raises(ValueError, match="refused the prompt with key 'a'"):
+        generator.generate(PROMPTS[:1], SamplingParams())
+    misbehaving.plan = ["no choices"]
+    with pytest.raises(ValueError, match="without any choice"):
+        generator.generate(PROMPTS[:1], SamplingParams())
+
+
+def test_another_server_takes_over(misbehaving: Any, tokenizer: Any) -> None:
+    dead = f"http://127.0.0.1:{free_port()}/v1"
+    generator = OpenAIGenerator([dead, misbehaving.url], "tiny", tokenizer, backoff=0.01)
+    assert [len(row) for row in generator.generate(PROMPTS, SamplingParams(n=2))] == [2, 2]
+
+
+def test_requests_at_a_time_are_bounded(misbehaving: Any, tokenizer: Any) -> None:
+    misbehaving.delay = 0.05
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, concurrency=3)
+    generator.generate([Prompt((5,), key=str(i)) for i in range(12)], SamplingParams())
+    assert misbehaving.most_open == 3
+
+
+# ---- engines that may not be installed ----
+
+
+@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
+def test_missing_engines_name_the_extra(tokenizer: Any) -> None:
+    with pytest.raises(ImportError, match=r"trl-prl\[vllm\]"):
+        VLLMGenerator("some/model")
+    with pytest.raises(ImportError, match=r"trl-prl\[vllm\]"):
+        VLLMServerGenerator(["http://127.0.0.1:1"], tokenizer)
+
+
+def test_missing_openai_names_the_extra(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"trl-prl\[openai\]"):
+        OpenAIGenerator(["http://127.0.0.1:1/v1"], "m", tokenizer)
+
+
+def test_addresses_are_a_list(tokenizer: Any) -> None:
+    for urls in ("http://127.0.0.1:1/v1", []):
+        with pytest.raises(ValueError, match="as a list"):
+            OpenAIGenerator(urls, "m", tokenizer)
+
+
+def test_client_of_trl_takes_what_is_sent() -> None:
+    """The server itself needs a GPU; the arguments used here are pinned against TRL's signature."""
+    from trl.generation.vllm_client import VLLMClient
+
+    assert {"base_url", "connection_timeout"} <= set(inspect.signature(VLLMClient.__init__).parameters)
+    sent = {"prompts", "n", "temperature", "top_p", "top_k", "max_tokens", "generation_kwargs"}
+    assert sent <= set(inspect.signature(VLLMClient.generate).parameters)

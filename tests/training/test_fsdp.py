@@ -1,0 +1,34 @@
+"""Both trainers under FSDP2 on two processes compute what they do on one.
+
+On two CPU processes, with a patch in the script they run: accelerate does not offer FSDP on CPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.scripts.distributed_train import train
+from tests.trainer_runs import KINDS
+from tests.training.test_trainer_distributed import assert_equal_runs, launch_two_processes
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+    """Folder of what two processes found; they fail unless the policy and the reference are sharded over both."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    launch_two_processes("fsdp_train.py", tiny_model_path, folder, repo_root)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fsdp2_equals_one_process(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
+    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
+    # PRL's credit is the log-ratio to the reference, which is sharded too.
+    assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))

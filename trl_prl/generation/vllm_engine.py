@@ -1,0 +1,138 @@
+"""Generation with vLLM, in this process or behind TRL's server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from trl_prl.steps.token_pieces import TokenPieces
+from trl_prl.types import Completion, Prompt, SamplingParams
+
+from .engines import check_urls, completion_of, finish_reason_of, key_of, tell
+from .sampling import request_seed
+
+
+class VLLMGenerator:
+    """A [`Generator`] over vLLM in this process, which shares the blocks of common prefixes.
+
+    Each sample is a request with a seed of its own. vLLM's kernels depend on the batch, so samples are reproducible up
+    to rounding.
+
+    Args:
+        model (`str`):
+            Path or Hub id.
+        **llm_kwargs:
+            Further arguments of `vllm.LLM`, such as `dtype` or `gpu_memory_utilization`.
+
+    Raises:
+        `ImportError`: When vLLM is not installed.
+    """
+
+    on_sample: Callable[[int], None] | None = None
+
+    def __init__(self, model: str, **llm_kwargs: Any) -> None:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError(
+                f"Got the model {model!r} to run with vLLM, which is not installed. Install it: pip install "
+                "trl-prl[vllm], or use another generator."
+            ) from error
+        self.llm = LLM(model, **{"enable_prefix_caching": True, **llm_kwargs})
+        self._pieces = TokenPieces(self.llm.get_tokenizer())
+
+    def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
+        """Sample continuations, as [`Generator`] says."""
+        from vllm import SamplingParams as VLLMSamplingParams
+
+        requests = [(i, j) for i in range(len(prompts)) for j in range(params.n)]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(prompts[i].token_ids)} for i, _ in requests],
+            [
+                VLLMSamplingParams(
+                    n=1,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                    top_k=params.top_k,
+                    max_tokens=prompts[i].max_tokens or params.max_tokens,
+                    stop=list(params.stop),
+                    include_stop_str_in_output=True,
+                    seed=request_seed(params.seed, key_of(prompts, i), j),
+                )
+                for i, j in requests
+            ],
+            use_tqdm=False,
+        )
+        samples: list[list[Completion]] = [[] for _ in prompts]
+        for (i, _), output in zip(requests, outputs, strict=True):
+            (sample,) = output.outputs
+            reason = finish_reason_of(sample.finish_reason, isinstance(sample.stop_reason, str))
+            samples[i].append(completion_of(self._pieces, sample.token_ids, reason))
+            tell(self.on_sample, samples[i][-1:])
+        return samples
+
+
+class VLLMServerGenerator:
+    """A [`Generator`] over servers started by `trl vllm-serve`, through TRL's own client.
+
+    Args:
+        base_urls (`Sequence[str]`):
+            Addresses; prompts are dealt out among them by their order.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer.
+        connection_timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds to wait for the servers to be up.
+
+    Raises:
+        `ImportError`: When vLLM, which TRL's client needs, is not installed.
+        `ValueError`: When there is no address.
+    """
+
+    on_sample: Callable[[int], None] | None = None
+
+    def __init__(self, base_urls: Sequence[str], tokenizer: Any, *, connection_timeout: float = 120.0) -> None:
+        check_urls(base_urls)
+        from trl.generation.vllm_client import VLLMClient
+
+        try:
+            self._clients = [VLLMClient(base_url=url, connection_timeout=connection_timeout) for url in base_urls]
+        except ImportError as error:
+            raise ImportError(
+                f"Got the servers {', '.join(base_urls)}, but TRL's client for them needs vLLM ({error}). Install it: "
+                "pip install trl-prl[vllm], or use OpenAIGenerator with the same addresses."
+            ) from error
+        self._tokenizer = tokenizer
+        self._pieces = TokenPieces(tokenizer)
+
+    def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
+        """Sample continuations, as [`Generator`] says. One request per prompt, the same number to every server."""
+        with ThreadPoolExecutor(8 * len(self._clients)) as pool:
+            drawn = pool.map(lambda i: self._sample(i, prompts, params), range(len(prompts)))
+            return [tell(self.on_sample, found) for found in drawn]
+
+    def _sample(self, i: int, prompts: list[Prompt], params: SamplingParams) -> list[Completion]:
+        limit = prompts[i].max_tokens or params.max_tokens
+        output = self._clients[i % len(self._clients)].generate(
+            [list(prompts[i].token_ids)],
+            n=params.n,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            max_tokens=limit,
+            generation_kwargs={
+                "seed": request_seed(params.seed, key_of(prompts, i), 0),
+                "stop": list(params.stop),
+                "include_stop_str_in_output": True,
+            },
+        )
+        completions = []
+        for ids in output["completion_ids"]:
+            # The client does not pass the reason on.
+            completion = completion_of(self._pieces, ids, "length")
+            if any(stop in completion.text for stop in params.stop):
+                completion = Completion(completion.token_ids, completion.text, "stop")
+            elif ids[-1:] == [self._tokenizer.eos_token_id] or len(ids) < limit:
+                completion = Completion(completion.token_ids, completion.text, "eos")
+            completions.append(completion)
+        return completions

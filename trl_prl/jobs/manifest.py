@@ -1,0 +1,216 @@
+"""The manifest of a job: everything its rows depend on, the weights of local models included."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trl_prl.storage.files import replace_file
+
+from .config import JobConfig
+from .masking import mask_secrets
+from .shards import SHARDS
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+# What is written for readers, and says nothing that a fingerprint does not say better.
+_NOT_COMPARED = frozenset({"dataset"})
+
+# Of a model's folder: weights, tokenizer and configuration, and not the state of a training.
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".jinja", ".txt", ".gguf")
+_STATE_FILES = ("training_args.bin", "trainer_state.json", "optimizer.bin", "scheduler.bin")
+# Of each file this much is hashed, in pieces spread evenly over it.
+_NUM_PIECES, _PIECE_BYTES = 256, 1 << 16
+
+
+def job_settings(config: JobConfig, **changes: Any) -> dict[str, Any]:
+    """Settings of a job for its manifest: options, and what the files they name hold.
+
+    Args:
+        config ([`JobConfig`]):
+            The job.
+        **changes:
+            Settings with another value than the option, such as the model at hand. Those that name several models
+            are lists of `"NAME=PATH"`.
+
+    Returns:
+        `dict`: The settings. `model_files` stands beside `model`, and so on, where that is a local folder or a module.
+    """
+    settings = {**config.settings(), **changes}
+    for name in config.files_of_rows:
+        given = settings[name]
+        if isinstance(given, list):
+            named = {label: path for label, _, path in (entry.partition("=") for entry in given)}
+            files: Any = {label: _fingerprint(path) for label, path in named.items()}
+            files = {label: files[label] or path for label, path in named.items()} if any(files.values()) else None
+        else:
+            files = _fingerprint(given)
+        settings |= {f"{name}_files": files} if files else {}
+    return settings
+
+
+def _fingerprint(name: str | None) -> str | None:
+    return (weights_fingerprint(name) or module_fingerprint(name)) if name else None
+
+
+def weights_fingerprint(path: str) -> str | None:
+    """Number, size and checksum of the files of a local model or adapter, without reading the whole of large ones.
+
+    Args:
+        path (`str`):
+            Path, or Hub id, of which nothing is known here.
+
+    Returns:
+        `str`, *optional*: The fingerprint; `None` where there is no such folder or file.
+    """
+    where = Path(path)
+    if not where.exists():
+        return None
+    files = sorted(where.iterdir()) if where.is_dir() else [where]
+    files = [
+        file for file in files if file.suffix in _MODEL_FILES and file.name not in _STATE_FILES and file.is_file()
+    ]
+    digest, num_bytes = hashlib.blake2b(digest_size=8), 0
+    for file in files:
+        size = file.stat().st_size
+        num_bytes += size
+        digest.update(f"{file.name if where.is_dir() else ''} {size}\n".encode())
+        _hash_pieces(file, size, digest)
+    return f"{len(files)} files, {num_bytes} bytes, checksum {digest.hexdigest()}"
+
+
+def _hash_pieces(path: Path, size: int, digest: Any) -> None:
+    last = max(0, size - _PIECE_BYTES)
+    number = min(_NUM_PIECES, -(-size // _PIECE_BYTES))
+    with path.open("rb") as file:
+        for place in range(number):
+            file.seek(last * place // max(1, number - 1))
+            digest.update(file.read(_PIECE_BYTES))
+
+
+def module_fingerprint(name: str) -> str | None:
+    """Checksum of the source of a `"module:function"`; `None` for any other name."""
+    module, separator, _ = name.partition(":")
+    if not separator or Path(name).exists():
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        # Whoever imports it says what is wrong.
+        return None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return f"checksum {hashlib.blake2b(Path(spec.origin).read_bytes(), digest_size=8).hexdigest()}"
+
+
+def open_manifest(
+    folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Begin a job in a folder, or make sure that the one begun there is the same.
+
+    Several processes may call this at once: the first one writes the manifest.
+
+    Args:
+        folder (`Path`):
+            Folder of the job; made if absent.
+        settings (`Mapping[str, Any]`):
+            Everything that the rows depend on, as JSON values. Secrets in them are masked. Where there is an entry
+            `<name>_files`, it decides, and the path in `<name>` may be another one.
+        defaults (`Mapping[str, Any]`, *optional*):
+            Defaults of settings. A job begun before one of them existed had its default.
+
+    Returns:
+        `dict[str, Any]`: The settings in the manifest.
+
+    Raises:
+        `ValueError`: When the folder holds another job, files but no job, or a manifest that cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, wanted = folder / MANIFEST, json.loads(json.dumps(mask_secrets(dict(settings)), default=str))
+    if not path.exists():
+        if any((folder / SHARDS).glob("*")):
+            raise ValueError(
+                f"{folder} holds shards but no {MANIFEST}, so it cannot be told what they were computed with. Use "
+                "another folder, or put the manifest back."
+            )
+        _write_once(path, json.dumps(wanted, indent=1, sort_keys=True))
+    begun = _read(path)
+    known = json.loads(json.dumps({name: default for name, default in (defaults or {}).items() if name in wanted}))
+    begun = {**known, **begun}
+    free = _NOT_COMPARED | {name.removesuffix("_files") for name in {*wanted} & {*begun} if name.endswith("_files")}
+    different = sorted(name for name in {*begun, *wanted} - free if begun.get(name) != wanted.get(name))
+    if different:
+        changes = ", ".join(f"{name}: {begun.get(name)!r} there, {wanted.get(name)!r} now" for name in different)
+        raise ValueError(
+            f"{folder} holds a job with other settings ({changes}), and rows of two jobs do not mix. Use the settings "
+            "and models of that job to resume it. To begin anew, use another folder, or remove that one."
+        )
+    (folder / SHARDS).mkdir(exist_ok=True)
+    return begun
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        begun = error
+    if not isinstance(begun, dict):
+        what = "is empty" if not path.stat().st_size else "is not the JSON object that was written there"
+        raise ValueError(
+            f"{path} {what}, so it cannot be told what the units beside it were computed with. Put the file back, or "
+            "use another folder."
+        )
+    return begun
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a file that appears whole, by whichever process is first; only the user may read it."""
+    try:
+        with replace_file(path, private=True, overwrite=False) as file:
+            file.write(text.encode())
+    except FileExistsError:
+        # Another process was first; the caller compares what it wrote.
+        pass
+
+
+@contextmanager
+def claim_share(folder: Path, process_index: int) -> Iterator[None]:
+    """Keep a second process with the same number away from a job, until the block ends or this process does.
+
+    The claim is a lock on one byte of the manifest, so that nothing is left behind by a kill.
+
+    Args:
+        folder (`Path`):
+            Folder of the job, with its manifest.
+        process_index (`int`):
+            Number of this process.
+
+    Raises:
+        `ValueError`: When another process has it.
+    """
+    with (folder / MANIFEST).open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, process_index)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"Another process works as number {process_index} on the job in {folder}, so both would compute "
+                    "the same. Wait for it, or share the job: --num_processes 2 --process_index 1 (0 for the other)."
+                ) from error
+            logger.warning(
+                "%s lies where files cannot be locked (%s): two processes of one number would not be noticed.",
+                folder,
+                error.strerror,
+            )
+        yield

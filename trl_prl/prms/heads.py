@@ -1,0 +1,174 @@
+"""Heads of public process reward models, as modules of ours that load their weights without remote code."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Qwen2Model, Qwen2PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+
+
+# Tokens whose logits over the vocabulary are computed at a time.
+_TOKENS_PER_CHUNK = 2048
+# Settings under which a logit is not the product of a hidden state and a row of the output layer.
+_LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class QwenProcessRewardModel(Qwen2PreTrainedModel):
+    """Qwen2.5-Math-PRM: Qwen2 with a two-layer head over two labels, the second for a right step.
+
+    Overrides `forward` of [`~transformers.PreTrainedModel`]; weights are `model.*`, `score.0.*` and `score.2.*`.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        size = config.hidden_size
+        self.model = Qwen2Model(config)
+        self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
+        """Logits of shape (B, T, 2)."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        return TokenClassifierOutput(logits=self.score(hidden))
+
+
+class _ValueHead(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.summary = nn.Linear(size, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.summary(hidden.to(self.summary.weight.dtype))
+
+
+class SkyworkProcessRewardModel(Qwen2PreTrainedModel):
+    """Skywork o1 Open PRM: Qwen2 with a value head, whose sigmoid is the value.
+
+    Overrides `forward` of [`~transformers.PreTrainedModel`]; weights are `model.*` and `v_head.summary.*`.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = Qwen2Model(config)
+        self.v_head = _ValueHead(config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
+        """Logits of shape (B, T, 1)."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        return TokenClassifierOutput(logits=self.v_head(hidden))
+
+
+class LabelTokenClassifier(nn.Module):
+    """A causal language model as a classifier: its logits of two tokens, without those of the rest of the vocabulary.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model. Its output layer is reduced to two rows, as a copy.
+        wrong (`int`), right (`int`):
+            Ids of the two tokens.
+
+    Raises:
+        `ValueError`: If the model scales or caps its logits.
+    """
+
+    def __init__(self, model: Any, wrong: int, right: int) -> None:
+        super().__init__()
+        _refuse_scaled_logits(model.config)
+        self.config = model.config
+        self.hf_device_map = getattr(model, "hf_device_map", None)
+        self.body = model.base_model
+        output = model.get_output_embeddings()
+        rows = [wrong, right]
+        self.score = nn.Linear(output.weight.shape[1], 2, bias=getattr(output, "bias", None) is not None)
+        with torch.no_grad(), _whole(output):
+            self.score.weight = nn.Parameter(output.weight[rows].clone(), requires_grad=False)
+            if self.score.bias is not None:
+                self.score.bias = nn.Parameter(output.bias[rows].clone(), requires_grad=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
+        """Logits of shape (B, T, 2)."""
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        return TokenClassifierOutput(logits=self.score(hidden.to(self.score.weight.device)))
+
+
+class LogRatio(nn.Module):
+    """Two language models as one scorer: the sum of their log-ratio over the tokens up to each.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        reference ([`~transformers.PreTrainedModel`], *optional*):
+            Its reference; by default the model itself without its adapters, which then is a `PeftModel`.
+
+    Raises:
+        `ValueError`: If one of them scales or caps its logits.
+    """
+
+    def __init__(self, model: Any, reference: Any = None) -> None:
+        super().__init__()
+        for one in (model, reference or model):
+            _refuse_scaled_logits(one.config)
+        self.config = model.config
+        self.hf_device_map = getattr(model, "hf_device_map", None)
+        self.model, self.reference = model, reference
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
+        """Sums of shape (B, T, 1), in float64, as differences of large sums are asked for. The reference is frozen."""
+        without_adapters = self.model.disable_adapter() if self.reference is None else nullcontext()
+        with torch.no_grad(), without_adapters:
+            reference = _token_logps(self.reference or self.model, input_ids, attention_mask, **kwargs)
+        ratio = _token_logps(self.model, input_ids, attention_mask, **kwargs) - reference
+        ratio = nn.functional.pad(ratio, (1, 0)) * attention_mask
+        return TokenClassifierOutput(logits=ratio.cumsum(1).unsqueeze(-1))
+
+
+def _token_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
+    """Log-probabilities of the tokens behind the first, of shape (B, T - 1), in float64."""
+    # Of a PEFT model, the one that the adapters are in.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+    return _chosen_logps(model.get_output_embeddings(), hidden[:, :-1], input_ids[:, 1:]).double()
+
+
+def _chosen_logps(output: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+    def chosen(part: Tensor, labels: Tensor) -> Tensor:
+        return torch.log_softmax(output(part).float(), -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+    flat = [
+        # Some chunks at a time, and once more for the gradient: all logits of a batch can be larger than the model.
+        checkpoint(chosen, part, labels, use_reentrant=False) if part.requires_grad else chosen(part, labels)
+        for part, labels in zip(
+            hidden.flatten(0, 1).split(_TOKENS_PER_CHUNK), ids.flatten().split(_TOKENS_PER_CHUNK), strict=True
+        )
+    ]
+    return torch.cat(flat).reshape(ids.shape) if flat else hidden.new_zeros(ids.shape)
+
+
+def _whole(module: nn.Module) -> Any:
+    """Gather the weights of a module that ZeRO-3 has partitioned while loading."""
+    parameters = list(module.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(parameters)
+
+
+def _refuse_scaled_logits(config: Any) -> None:
+    found = [name for name in _LOGIT_SETTINGS if getattr(config, name, None) not in (None, 1, 1.0)]
+    if found:
+        raise ValueError(
+            f"The model's config has {found[0]}={getattr(config, found[0])}, so its logits are no products of hidden "
+            "states and rows of the output layer, from which they are computed here. Use a model without it, or a "
+            "process reward of your own: a function `(prompts, steps, **columns) -> list[list[float]]`."
+        )

@@ -1,0 +1,278 @@
+"""From a path, a hub id, an address or a name to a process reward."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+from trl_prl.types import ProcessReward
+from trl_prl.verifier.loading import check_causal
+from trl_prl.verifier.model import ProcessAdvantageVerifier
+
+from .checkpoint import FAMILY_NAMES, check_weights, read_checkpoint, recognise
+from .families import FAMILIES, Family
+from .heads import LabelTokenClassifier
+from .implicit import ImplicitProcessReward
+from .model import PublicProcessReward
+
+
+# Options of models in this process, which commands pass whatever they are given.
+_MODEL_OPTIONS = frozenset(
+    {"family", "device", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "max_batch_tokens", "revision"}
+)
+# Heads and output layers stay as they are when a model is quantized.
+_UNQUANTIZED = ["lm_head", "score", "classifier", "v_head"]
+
+
+def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
+    r"""
+    Make a process reward of whatever says where one is.
+
+    Everything that takes a verifier takes what this function takes, and a text may carry options behind commas:
+    `"RLHFlow/Llama3.1-8B-PRM-Deepseek-Data,load_in_4bit=true"`. No remote code is run and no pickle is read.
+
+    Args:
+        process_reward (`str`, `Path` or [`ProcessReward`]):
+            - a folder or hub id: a verifier of [`PAVRewardTrainer`], a checkpoint of TRL's `PRMTrainer`,
+              Qwen2.5-Math-PRM, Math-Shepherd, RLHFlow, Skywork, or an implicit PRM, recognised by its config and
+              weights;
+            - `http://...` or `https://...`: servers of `trl-prl serve`, several with commas between them;
+            - `"module:name"` of a process reward; a class is made without arguments;
+            - a process reward itself, which is returned unchanged.
+        family (`str` or [`Family`], *optional*):
+            The family where it cannot be recognised: `"verifier"`, `"trl"`, `"qwen"`, `"math-shepherd"`, `"rlhflow"`,
+            `"skywork"`, `"implicit"`, `"judge"` for a model behind an OpenAI-compatible endpoint; or one of your own.
+        reference (`str`, *optional*):
+            Folder or hub id of the reference of an implicit PRM, which makes it one; one that learns needs none.
+        device (`torch.device` or `str`, *optional*):
+            Where to put a model; it stays on the CPU by default, and trainers move it to the process's device.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
+            Precision; by default that of the weights.
+        load_in_4bit (`bool`, *optional*), load_in_8bit (`bool`, *optional*):
+            Quantize with bitsandbytes while loading.
+        max_batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens of a batch.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the hub.
+        **options:
+            Options of the family (`system_prompt`, `number_steps`, `step_separator`), of [`ImplicitProcessReward`],
+            [`RemoteProcessReward`] and [`JudgeProcessReward`], and `initial_value` and `max_length`. The others, such
+            as `device_map`, are passed to `from_pretrained`.
+
+    Returns:
+        [`ProcessReward`]: The process reward.
+
+    Raises:
+        `TypeError`: If `process_reward` is neither a text nor callable.
+        `ValueError`: If a model is of no known family, with what was found in it and what can be done.
+        `OSError`: If there is no model, or none in safetensors format.
+
+    Example:
+
+    ```python
+    >>> reward = load_process_reward("Qwen/Qwen2.5-Math-PRM-7B", device="cuda", load_in_8bit=True)
+    >>> reward(prompts=["What is 1 + 2?"], steps=[["We add.\n\n", "The answer is 3."]])
+    [[0.98, 0.99]]
+    ```
+    """
+    if isinstance(process_reward, str | os.PathLike):
+        path, written = split_options(os.fspath(process_reward))
+        return _load_named(path, {**options, **written})
+    if not callable(process_reward):
+        raise TypeError(
+            f"`process_reward` is a {type(process_reward).__name__}, which cannot score steps. Pass a function "
+            "`(prompts, steps, **columns) -> list[list[float]]`, plain or async, or the path or hub id of a verifier."
+        )
+    return process_reward
+
+
+def _load_named(path: str, options: dict[str, Any]) -> ProcessReward:
+    if path.startswith(("http://", "https://")):
+        from .remote import RemoteProcessReward
+
+        return RemoteProcessReward(path.split(","), **_for_no_model(RemoteProcessReward.__init__, options))
+    if options.get("family") == "judge":
+        from .judge import JudgeProcessReward
+
+        return JudgeProcessReward(path, **_for_no_model(JudgeProcessReward.__init__, options))
+    if ":" in path and not Path(path).exists():
+        _for_no_model(lambda: None, options)
+        return _import(path)
+    return _load_model_reward(path, **options)
+
+
+def split_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Split a text into what it names and the options behind it.
+
+    Args:
+        text (`str`):
+            `"name,option=value,..."`; a path that exists is taken as it is.
+
+    Returns:
+        `tuple[str, dict]`: The name, and the options: `true` and `false`, numbers, or texts.
+    """
+    if Path(text).exists():
+        return text, {}
+    first, *rest = text.split(",")
+    options: dict[str, Any] = {}
+    for part in rest:
+        name, equals, value = part.partition("=")
+        if part.startswith(("http://", "https://")) or not equals:
+            first += f",{part}"
+        else:
+            options[name.strip()] = _value(value.strip())
+    return first, options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _for_no_model(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a process reward that is no model in this process; those of models say nothing to it."""
+    names = set(inspect.signature(function).parameters)
+    given = {name: value for name, value in options.items() if name not in _MODEL_OPTIONS}
+    if unknown := sorted(set(given) - names):
+        raise ValueError(
+            f"Got the option {unknown[0]!r}, which nothing would heed. Use one of "
+            f"{', '.join(sorted(names - {'self'})) or 'none at all'}."
+        )
+    return given
+
+
+def _import(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"Got the process reward {name!r}, which cannot be imported ({error}). Use 'module:name' with a module "
+            "that Python finds (the current folder may have to be in PYTHONPATH)."
+        ) from error
+    return found() if isinstance(found, type) else found
+
+
+def _load_model_reward(
+    path: str,
+    *,
+    family: str | Family | None = None,
+    reference: str | None = None,
+    device: Any = None,
+    max_batch_tokens: int = 16384,
+    revision: str | None = None,
+    **options: Any,
+) -> ProcessReward:
+    checkpoint = read_checkpoint(path, revision)
+    if family is None:
+        family = "implicit" if reference else recognise(checkpoint)
+    if isinstance(family, str) and family not in FAMILY_NAMES:
+        raise ValueError(
+            f"Got family={family!r}, which is not known here. Use one of {', '.join(FAMILY_NAMES)}, or a "
+            "`trl_prl.prms.families.Family` that says how the model is asked and read."
+        )
+    check_weights(checkpoint)
+    kwargs = _loading_arguments(options, checkpoint.config, device)
+    if family == "verifier":
+        given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
+        given["device"] = None if "device_map" in kwargs else device
+        return ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
+    if isinstance(family, str) and family in FAMILIES:
+        family = FAMILIES[family](**_take(options, FAMILIES[family]))
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    made: dict[str, Any] = {"max_batch_tokens": max_batch_tokens}
+    if family == "implicit":
+        implicit = _load_implicit(path, reference, tokenizer, revision, {**made, **options}, kwargs)
+        return _on_device(implicit, device, kwargs)
+    made |= _take(options, PublicProcessReward.__init__)
+    if not isinstance(family, Family):
+        raise TypeError(f"`family` is {family!r}, but a name or a `trl_prl.prms.families.Family` says how to ask.")
+    model = _load_model(path, family, tokenizer, revision=revision, **kwargs, **options)
+    return _on_device(PublicProcessReward(model, tokenizer, family, **made), device, kwargs)
+
+
+def _load_implicit(
+    path: str, reference: str | None, tokenizer: Any, revision: str | None, options: dict[str, Any], kwargs: Any
+) -> ImplicitProcessReward:
+    if reference is None and "learning_rate" not in options:
+        raise ValueError(
+            f"'{path}' is an implicit PRM: its rewards are log-ratios to the model it was trained from, which was "
+            "not given. Pass its id or folder as reference=..., for EurusPRM 'Qwen/Qwen2.5-Math-7B-Instruct'. One "
+            "that learns (learning_rate=...) needs none."
+        )
+    made = _take(options, ImplicitProcessReward.__init__)
+    model, against = [
+        name and AutoModelForCausalLM.from_pretrained(name, revision=at, use_safetensors=True, **kwargs, **options)
+        for name, at in ((path, revision), (reference, None))
+    ]
+    return ImplicitProcessReward(model, tokenizer, against, **made)
+
+
+def _take(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Take out of the options those that a function has parameters for."""
+    return {name: options.pop(name) for name in inspect.signature(function).parameters if name in options}
+
+
+def _on_device(reward: Any, device: Any, kwargs: dict[str, Any]) -> Any:
+    # A quantized model was put there while it was loaded, one with a map all over.
+    return reward if device is None or "device_map" in kwargs else reward.to(device)
+
+
+def _loading_arguments(options: dict[str, Any], config: Any, device: Any) -> dict[str, Any]:
+    """Arguments of `from_pretrained`, taken out of the options."""
+    dtype = options.pop("dtype", "auto")
+    kwargs: dict[str, Any] = {"dtype": dtype}
+    if "device_map" in options:
+        kwargs["device_map"] = options.pop("device_map")
+    bits = {name: options.pop(name, False) for name in ("load_in_4bit", "load_in_8bit")}
+    if any(bits.values()):
+        from transformers import BitsAndBytesConfig
+
+        stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            **bits,
+            llm_int8_skip_modules=_UNQUANTIZED,
+            bnb_4bit_compute_dtype=stored if dtype == "auto" else dtype,
+        )
+        if device is not None:
+            kwargs.setdefault("device_map", {"": device})
+    return kwargs
+
+
+def _load_model(path: str, family: Family, tokenizer: Any, **kwargs: Any) -> Any:
+    config = AutoConfig.from_pretrained(path, revision=kwargs["revision"], trust_remote_code=False)
+    kwargs |= {"config": config, "output_loading_info": True, "use_safetensors": True}
+    loader: Any = family.architecture or (AutoModelForCausalLM if family.labels else AutoModelForTokenClassification)
+    model, loading = loader.from_pretrained(path, **kwargs)
+    # The output layer of a language model may be its embedding, and stand under that name alone.
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"The checkpoint '{path}' lacks the weights {missing[:8]}, so its values would be random: it is no model "
+            f"of the family {family.name!r}. Leave `family` out to have it recognised, or check the folder."
+        )
+    model.eval()
+    if family.labels is None:
+        check_causal(model)
+        return model
+    right, wrong = (tokenizer.encode(label, add_special_tokens=False)[-1] for label in family.labels)
+    return LabelTokenClassifier(model, wrong, right).eval()
+
+
+def default_device() -> str:
+    """The accelerator of this machine if there is one, else the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type

@@ -1,0 +1,206 @@
+"""Batches of tokenised solutions: padding, masks, and the logits at the positions of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .rows import TokenizedSteps
+
+
+# What the labels of a token classifier are called that judges steps.
+RIGHT_NAMES = {"right", "correct", "good", "positive", "pos", "true", "yes", "+", "1"}
+WRONG_NAMES = {"wrong", "incorrect", "bad", "negative", "neg", "false", "no", "-", "0", "error"}
+
+
+@dataclass
+class StepwiseCollator:
+    """Pads tokenised rows on the right, with an attention mask from their lengths and a mask for labels.
+
+    Padding is never recognised by its token id: a pad token that is also the end token is harmless. Labels are
+    floats and have a mask of their own, so that no number stands for "no label".
+
+    Args:
+        pad_token_id (`int`):
+            Id that fills `input_ids`.
+        pad_to_multiple_of (`int`, *optional*):
+            Pads to a multiple of this length.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            rows (`Sequence[Mapping]`):
+                `input_ids`; `positions` of prompt and steps, -1 where not scored; for training also `labels`, one
+                per position, NaN where there is none.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape (B, T), `positions` (int64) and
+            `position_mask` (bool) of shape (B, 1 + S); with labels also `labels` (float32) and `label_mask` (bool)
+            of shape (B, 1 + S).
+        """
+        length = max(len(row["input_ids"]) for row in rows)
+        multiple = self.pad_to_multiple_of or 1
+        length = math.ceil(length / multiple) * multiple
+        size = (len(rows), max(len(row["positions"]) for row in rows))
+        batch = {
+            "input_ids": torch.full((len(rows), length), self.pad_token_id),
+            "attention_mask": torch.zeros((len(rows), length), dtype=torch.long),
+            "positions": torch.zeros(size, dtype=torch.long),
+            "position_mask": torch.zeros(size, dtype=torch.bool),
+        }
+        has_labels = "labels" in rows[0]
+        labels = torch.full(size, math.nan)
+        for i, row in enumerate(rows):
+            num_tokens, num_positions = len(row["input_ids"]), len(row["positions"])
+            batch["input_ids"][i, :num_tokens] = torch.as_tensor(row["input_ids"])
+            batch["attention_mask"][i, :num_tokens] = 1
+            positions = torch.as_tensor(row["positions"])
+            batch["positions"][i, :num_positions] = positions.clamp(min=0)
+            batch["position_mask"][i, :num_positions] = positions >= 0
+            if has_labels:
+                labels[i, :num_positions] = torch.as_tensor(row["labels"], dtype=torch.float32)
+        if has_labels:
+            batch["label_mask"] = ~labels.isnan() & batch["position_mask"]
+            batch["labels"] = labels.nan_to_num(0.0)
+        return batch
+
+
+def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+    """Share rows out over batches, longest first: one that does not fit in memory fails at once.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of each row.
+        max_batch_tokens (`int`):
+            Most tokens of a batch, padding included; a longer row is a batch of its own.
+
+    Returns:
+        `list[list[int]]`: Indices of the rows of each batch.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # The first row of a batch is its longest.
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def right_label(config: Any) -> int:
+    """Which label of a token-classification model means a right step.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Config of a model with one label, or with two. Labels without names are those of TRL's former
+            `PRMTrainer`, whose second one means a right step.
+
+    Returns:
+        `int`: 0 or 1.
+
+    Raises:
+        `ValueError`: If there are more labels, or their names do not say which one it is.
+    """
+    if config.num_labels > 2:
+        raise ValueError(
+            f"The model has {config.num_labels} labels, which are no probability of success. Use a "
+            "token-classification model with one label, such as `PAVRewardTrainer` trains."
+        )
+    if config.num_labels == 1:
+        return 0
+    names = [str(config.id2label[i]).strip().lower() for i in range(2)]
+    if names == ["label_0", "label_1"]:
+        return 1
+    kinds = [name in RIGHT_NAMES for name in names], [name in WRONG_NAMES for name in names]
+    if sum(kinds[0]) != 1 or sum(kinds[1]) != 1:
+        raise ValueError(
+            f"The model's two labels are called {config.id2label[0]!r} and {config.id2label[1]!r}, which does not say "
+            "which one means a right step, and the wrong guess would turn every value around. Set `config.id2label` "
+            "to {0: 'wrong', 1: 'right'} or {0: 'right', 1: 'wrong'}."
+        )
+    return kinds[0].index(True)
+
+
+def gather_positions(logits: torch.Tensor, positions: torch.Tensor, right_label: int = 1) -> torch.Tensor:
+    """Read the logit of a positive step at every position.
+
+    Args:
+        logits (`torch.Tensor` of shape (B, T, 1) or (B, T, 2)):
+            Outputs of a token-classification model. With two labels, the probability of a right step is the sigmoid of
+            the difference.
+        positions (`torch.Tensor` of shape (B, 1 + S)):
+            Positions, in [0, T).
+        right_label (`int`, *optional*, defaults to `1`):
+            Which of two labels means a right step: the second one, as TRL's former `PRMTrainer` trained them.
+
+    Returns:
+        `torch.Tensor` of shape (B, 1 + S): Logits in float32, with gradient.
+    """
+    chosen = logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])).float()
+    return chosen[..., 0] if logits.shape[-1] == 1 else chosen[..., right_label] - chosen[..., 1 - right_label]
+
+
+@torch.no_grad()
+def score_rows(
+    model: Any,
+    rows: Sequence[TokenizedSteps],
+    collator: StepwiseCollator,
+    max_batch_tokens: int,
+    right_label: int = 1,
+    accelerator: Any = None,
+) -> torch.Tensor:
+    """Logits of tokenised solutions, without dropout and without the autocast of a training around it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Token-classification model; its mode is put back afterwards.
+        rows (`Sequence[TokenizedSteps]`):
+            B solutions.
+        collator ([`StepwiseCollator`]):
+            Makes the batches.
+        max_batch_tokens (`int`):
+            Most tokens of a batch, padding included.
+        right_label (`int`, *optional*, defaults to `1`):
+            Which of two labels means a right step.
+        accelerator (`accelerate.Accelerator`, *optional*):
+            Given where weights are partitioned: all processes gather them together, so all need the same number of
+            forwards.
+
+    Returns:
+        `torch.Tensor` of shape (B, 1 + S): Logits of prompt and steps, float32 on the CPU, NaN where there is no step
+        or it lies beyond the longest length.
+    """
+
+    def forward(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
+
+    logits = torch.full((len(rows), max((len(row.positions) for row in rows), default=1)), math.nan)
+    batches = token_batches([len(row.input_ids) for row in rows], max_batch_tokens)
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            for indices in batches:
+                batch = collator([{"input_ids": rows[i].input_ids, "positions": rows[i].positions} for i in indices])
+                batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                found = gather_positions(forward(batch), batch["positions"], right_label)
+                found = found.masked_fill(~batch["position_mask"], math.nan).cpu()
+                logits[indices, : found.shape[1]] = found
+            if accelerator is not None:
+                counts = accelerator.gather(torch.tensor([len(batches)], device=device))
+                empty = torch.zeros((1, 1), dtype=torch.long, device=device)
+                for _ in range(int(counts.max()) - len(batches)):
+                    forward({"input_ids": empty, "attention_mask": empty + 1})
+    finally:
+        model.train(was_training)
+    return logits

@@ -1,0 +1,45 @@
+"""What the model card of a verifier says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def card_section(trainer: Any) -> str:
+    """Markdown about a verifier: how to use it, its settings, its metrics.
+
+    Args:
+        trainer ([`PAVRewardTrainer`]):
+            The trainer.
+
+    Returns:
+        `str`: The section.
+    """
+    settings = "\n".join(f"- `{name}`: `{value!r}`" for name, value in trainer.settings.to_dict().items())
+    metrics: dict[str, Any] = next(
+        (entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {}
+    )
+    numbers = "\n".join(
+        f"| {name.removeprefix('eval_')} | {value:.4f} |"
+        for name, value in metrics.items()
+        if name.startswith("eval_") and isinstance(value, float) and not name.endswith(("_second", "_runtime"))
+    )
+    table = f"\n### Evaluation\n\n| metric | value |\n|---|---|\n{numbers}\n" if numbers else ""
+    return f"""
+## Process advantage verifier
+
+A process reward: it scores every step of a solution, and the prompt, with the probability that the prover still
+reaches a right answer ([Setlur et al.](https://huggingface.co/papers/2410.08146)). The pipeline of the quick start
+above does not apply; use it with `trl-prl`:
+
+```python
+from trl_prl import ProcessAdvantageVerifier
+
+verifier = ProcessAdvantageVerifier.from_pretrained("{trainer.args.hub_model_id or trainer.args.output_dir}")
+verifier(prompts=["..."], steps=[["first step\\n", "second step\\n"]])  # one value in [0, 1] per step
+```
+
+### Settings
+
+{settings}
+{table}"""
