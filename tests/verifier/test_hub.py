@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_dataset
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, hf_api
 from huggingface_hub.repocard import RepoCard
 from transformers import AutoTokenizer
 
@@ -32,6 +32,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+        # Clients that keep the address they were built with: one of huggingface_hub's own, one built at first use.
+        monkeypatch.setattr(hf_api.api, "endpoint", found.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         yield found
 
 
