@@ -66,8 +66,8 @@ _GPT4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -211,7 +211,7 @@ def save_skywork(folder: Path) -> Path:
         auto_map={"AutoModel": "modeling_qwen2_rm.Qwen2ForPrmModel"},
     )
     model = _seeded(lambda: Qwen2ForCausalLM(Qwen2Config(**{**config, "torch_dtype": None})))
-    head = _seeded(lambda: nn.Linear(32, 1))
+    head = _seeded(lambda: nn.Linear(config["hidden_size"], 1))
     weights = {**model.state_dict(), **{f"v_head.summary.{name}": value for name, value in head.state_dict().items()}}
     _write_qwen(folder, config, weights, tokenizer)
     return folder

@@ -18,11 +18,13 @@ from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.settings import VerifierSettings
 
 
-def build_verifier_model(tokenizer: Any, num_labels: int = 1, seed: int = 0, **overrides: Any) -> Any:
+def build_verifier_model(
+    tokenizer: Any, num_labels: int = 1, seed: int = 0, hidden_size: int = 32, **overrides: Any
+) -> Any:
     """Random two-layer token-classification Llama for a tokenizer, in float32, with values that differ."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -125,7 +125,9 @@ def test_help_is_light_and_options_are_declared_with_underscores(name: str) -> N
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_two_lines_without_a_traceback(number: int, code: int, tmp_path: Path) -> None:
     program = (
-        "import sys, time, types\n"
+        "import signal, sys, time, types\n"
+        # What was started in the background of a shell ignores it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "module = types.ModuleType('trl_prl.commands.split_report')\n"
         "class Options(types.SimpleNamespace):\n"
         "    def kept(self): return 'All is kept.'\n"

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.prm_models import save_qwen, save_rlhflow, save_trl
 from tests.prms.test_families import FAMILIES, PROMPTS, STEPS, flat
 from tests.tiny_models import build_tokenizer
-from tests.verifier_models import build_verifier
+from tests.verifier_models import build_verifier, build_verifier_model
 from trl_prl import load_process_reward
 from trl_prl.prms.families import Family, question_of, tokenize_pieces
 from trl_prl.prms.implicit import ImplicitProcessReward
@@ -155,7 +155,7 @@ def test_own_precision(family: str, prm_paths: dict[str, str]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_quantized(family: str, bits: str, prm_paths: dict[str, str]) -> None:
     """Layers of the body shrink, heads stay; scores stay near, and equal in every batch."""
-    pytest.importorskip("bitsandbytes")
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     reward = load_process_reward(prm_paths[family], **{bits: True})
     stored = {parameter.dtype for parameter in reward.model.parameters()}
     assert stored & {torch.uint8, torch.int8}
@@ -165,8 +165,9 @@ def test_quantized(family: str, bits: str, prm_paths: dict[str, str]) -> None:
     found = reward(PROMPTS, STEPS)
     assert not any(math.isnan(value) for row in found for value in row)
     alone = [reward([prompt], [steps])[0] for prompt, steps in zip(PROMPTS, STEPS, strict=True)]
-    # In 8 bits activations are rounded too, which makes steps of last digits.
-    torch.testing.assert_close(flat(alone), flat(found), atol=1e-5 if bits == "load_in_4bit" else 0.05, rtol=0)
+    # In 8 bits activations are rounded too, which makes steps of last digits; in 4 bits on processors with bfloat16.
+    exact = bits == "load_in_4bit" and not bitsandbytes.functional.has_avx512bf16()
+    torch.testing.assert_close(flat(alone), flat(found), atol=1e-5 if exact else 0.05, rtol=0)
     expected = flat(load_process_reward(prm_paths[family])(PROMPTS, STEPS))
     assert (flat(found) - expected).abs().mean() < (0.35 if family != "implicit" else 3.0)
 
@@ -181,7 +182,9 @@ def test_device_map(family: str, prm_paths: dict[str, str]) -> None:
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_quantized_own_verifier(bits: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    build_verifier(build_tokenizer()).save_pretrained(tmp_path)
+    tokenizer = build_tokenizer()
+    # Blocks of 64 numbers share a scale, and there are kernels that take whole blocks alone.
+    ProcessAdvantageVerifier(build_verifier_model(tokenizer, hidden_size=64), tokenizer).save_pretrained(tmp_path)
     reward = load_process_reward(tmp_path, device="cpu", **{bits: True})
     assert {parameter.dtype for parameter in reward.model.parameters()} & {torch.uint8, torch.int8}
     assert reward.model.score.weight.dtype == torch.float32

@@ -214,9 +214,13 @@ def test_labels_weigh_alike_however_rows_are_batched(tmp_path: Path) -> None:
 
 
 def test_calibration_puts_balanced_values_back_and_is_saved(tmp_path: Path) -> None:
-    # One row in five is right, and which one cannot be seen: balanced training tends to a value of 0.5.
+    # One row in five is right, and some more of those that end in 0, which alone can be seen: a few right ones among
+    # many, which balanced training draws to a value of 0.5.
     rows = Dataset.from_list(
-        [{"prompt": "1+2=", "completions": ["3\n", f"#{i % 7}"], "labels": [float(i % 5 == 0)] * 2} for i in range(70)]
+        [
+            {"prompt": "1+2=", "completions": ["3\n", f"#{i % 7}"], "labels": [float(i % 5 == 0 or i % 14 == 0)] * 2}
+            for i in range(70)
+        ]
     )
     tokenizer = build_arithmetic_tokenizer()
     args = make_verifier_args(tmp_path, max_steps=40, per_device_train_batch_size=32, learning_rate=3e-3)
@@ -230,7 +234,7 @@ def test_calibration_puts_balanced_values_back_and_is_saved(tmp_path: Path) -> N
     after = trainer.evaluate()
     assert after["eval_mean_value"] == pytest.approx(after["eval_mean_label"], abs=0.03)
     assert after["eval_loss"] < before["uncalibrated_loss"]
-    assert after["eval_auroc"] == pytest.approx(before["uncalibrated_auroc"], abs=1e-6)  # their order stays
+    assert after["eval_auroc"] == pytest.approx(before["uncalibrated_auroc"], abs=1e-3)  # but for ties of float32
     first = trainer.settings
     trainer.calibrate()  # from the raw logits once more
     assert trainer.settings.temperature == pytest.approx(first.temperature, rel=1e-3)
