@@ -338,9 +338,13 @@ def test_a_second_process_of_one_number_is_refused(tmp_path: Path) -> None:
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not find_units(tmp_path / "values"):
         time.sleep(0.01)
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    first.send_signal(signal.SIGSTOP)  # so that it is not through before the second begins
+    try:
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
-    assert second.returncode == 2, "the first one was through before the second began"
+    assert second.returncode == 2
     assert "Another process works as number 0" in second.stderr
 
 
