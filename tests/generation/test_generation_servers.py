@@ -222,12 +222,21 @@ def test_a_server_that_ignores_n_is_asked_once_per_sample(misbehaving: Any, toke
     samples = generator.generate(PROMPTS, SamplingParams(n=4))
     assert [len(row) for row in samples] == [4, 4]
     assert len(misbehaving.bodies) == 8
-    # Each sample has a seed of its own, and the same one when asked again, now without trying n.
+    # Each sample has a seed of its own, and the same one when asked again.
     assert len({body["seed"] for body in misbehaving.bodies}) == 8
-    misbehaving.bodies.clear()
-    assert generator.generate(PROMPTS, SamplingParams(n=4)) == samples
-    assert [body["n"] for body in misbehaving.bodies] == [1] * 8
     assert all(isinstance(body["prompt"], str) for body in misbehaving.bodies)
+    assert generator.generate(PROMPTS, SamplingParams(n=4)) == samples
+
+
+def test_one_short_answer_changes_no_later_request(misbehaving: Any, tokenizer: Any) -> None:
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer)
+    before = generator.generate(PROMPTS, SamplingParams(n=4))
+    misbehaving.heeds_n = False
+    assert [len(row) for row in generator.generate(PROMPTS, SamplingParams(n=4))] == [4, 4]
+    misbehaving.heeds_n = True
+    misbehaving.bodies.clear()
+    assert generator.generate(PROMPTS, SamplingParams(n=4)) == before
+    assert [body["n"] for body in misbehaving.bodies] == [4, 4]
 
 
 @pytest.mark.parametrize("action", [500, 429, "hang up", "stall"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,9 @@ class OpenAIGenerator:
     """A [`Generator`] over OpenAI-compatible servers, through their completions endpoint.
 
     One prompt per request, as many servers refuse lists or fail on them, and at most `concurrency` requests at a time.
-    Servers that ignore `n` without saying so are found out by their first answer and then asked once per sample. A
-    request that fails in a way that may pass (no connection, time-out, too many requests, an error of the server) is
-    repeated after a growing pause, at the next server if there are several.
+    What an answer lacks, be it short or from a server that ignores `n`, is asked for sample by sample. A request that
+    fails in a way that may pass (no connection, time-out, too many requests, an error of the server) is repeated after
+    a growing pause, at the next server if there are several.
 
     Prompts are sent as token ids and answers asked for with theirs, as vLLM and SGLang offer it. For servers that only
     take text, `send_text=True` sends the text of the ids, and answers are tokenised here: then, and only then, ids are
@@ -89,7 +88,6 @@ class OpenAIGenerator:
         self.backoff = backoff
         self.extra_body = extra_body or {}
         self._pieces = TokenPieces(tokenizer)
-        self._ignores_n = threading.Event()
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
         """Sample continuations.
@@ -114,12 +112,10 @@ class OpenAIGenerator:
                 return [tell(self.on_sample, found[:n]) for found in drawn]
 
             samples: list[list[Completion]] = [[] for _ in prompts]
-            if params.n > 1 and not self._ignores_n.is_set():
+            if params.n > 1:
                 for i, found in enumerate(run(self._request, [(i, 0) for i in range(len(prompts))], params.n)):
                     samples[i] = found
             missing = [(i, j) for i in range(len(prompts)) for j in range(len(samples[i]), params.n)]
-            if missing and params.n > 1:
-                self._ignores_n.set()
             for (i, _), found in zip(missing, run(self._request, missing, 1), strict=True):
                 samples[i].append(found[0])
             return samples
