@@ -2,6 +2,22 @@ r"""Answers that hang, blow up or confuse a checker, of the kinds that models ha
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
+
+HANG = r"\boxed{hang}"
+"""An answer on which `accuracy_that_may_hang` hangs on a machine of any speed."""
+
+
+def accuracy_that_may_hang(completions: list[str], **columns: Any) -> list[float | None]:
+    """The reward `accuracy`, which never returns from `HANG`."""
+    from trl_prl.rewards.answers import math_accuracy_reward
+
+    while HANG in completions:
+        time.sleep(1)
+    return math_accuracy_reward(completions=completions, **columns)
+
 
 def hostile_answers(n: int) -> list[str]:
     r"""Completions whose answer costs unbounded time or memory, or is malformed, each different from all others.

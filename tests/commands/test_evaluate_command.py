@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile_answers import hostile_answers
+from tests.hostile_answers import HANG, hostile_answers
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl.commands import main as cli
@@ -263,10 +263,12 @@ def test_a_pool_of_hostile_answers_is_evaluated(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     rows = [
         {"prompt": str(i), "answer": str(i), "completions": [bad, rf"\boxed{{{i}}}"]}
-        for i, bad in enumerate(hostile_answers(20))
+        for i, bad in enumerate([HANG, *hostile_answers(18), HANG])
     ]
     path = write_jsonl(tmp_path / "hostile.jsonl", rows)
-    results = evaluate(tmp_path / "out", samples=path, check_timeout=0.5, num_checkers=2, bootstrap_pass_at_k=True)
+    reward = "tests.hostile_answers:accuracy_that_may_hang"
+    limits = {"check_timeout": 1, "num_checkers": 2}
+    results = evaluate(tmp_path / "out", samples=path, reward=reward, bootstrap_pass_at_k=True, **limits)
     (model,) = results["models"]
     assert model["num_unchecked"] >= 2
     assert model["accuracy_bounds"] == [0.5, (20 + model["num_unchecked"]) / 40]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile_answers import hostile_answers
+from tests.hostile_answers import HANG, hostile_answers
 from trl_prl.rewards.answers import exact_match_reward
 from trl_prl.rewards.extraction import final_answer
 from trl_prl.rewards.outcomes import load_reward
@@ -170,19 +170,16 @@ def test_settings_without_sense_are_refused() -> None:
 def test_200_hostile_answers_leave_their_neighbours_alone() -> None:
     """Good answers between hostile ones are still right, and none of the hostile ones is."""
     pytest.importorskip("math_verify")
-    hostile = hostile_answers(200)
-    assert len(set(hostile)) == 200
+    hostile = [HANG] * 5 + hostile_answers(200)[5:]
+    assert len(set(hostile)) == 196
     completions = [text for i, bad in enumerate(hostile) for text in (bad, rf"\boxed{{{i}}}", rf"\boxed{{{i}8}}")]
     answers = [str(i) for i in range(200) for _ in range(3)]
-    begun = time.monotonic()
-    with TimedReward("accuracy", timeout=0.5, num_workers=2) as reward:
+    with TimedReward("tests.hostile_answers:accuracy_that_may_hang", timeout=1, num_workers=2) as reward:
         rewards = reward(completions=completions, answer=answers)
     assert rewards[1::3] == [1.0] * 200
     assert rewards[2::3] == [0.0] * 200
     assert set(rewards[::3]) <= {0.0, None}
-    assert rewards[::3].count(None) >= 20
-    # 200 checks that all reach their limit, on two workers, would take 50 s.
-    assert time.monotonic() - begun < 120
+    assert rewards[:15:3] == [None] * 5
 
 
 def test_answer_is_not_a_substring() -> None:
