@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
+from tests.json_server import JsonServer, running
 from tests.tiny_models import build_model, build_tokenizer
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.openai_server import OpenAIGenerator
@@ -133,72 +131,30 @@ def test_search_over_a_real_server(served: tuple[str, Path], tokenizer: Any) -> 
 # ---- what a server may do wrong ----
 
 
-class Misbehaving(BaseHTTPRequestHandler):
-    """A completions endpoint that fails as told: `server.plan` has one action per request, then it answers."""
+class CompletionsServer(JsonServer):
+    """A completions endpoint for the tiny tokenizer; `choice` is laid over each choice."""
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server: Any = self.server
-        with server.lock:
-            server.bodies.append(body)
-            server.open += 1
-            server.most_open = max(server.most_open, server.open)
-            action = server.plan.pop(0) if server.plan else "answer"
-        try:
-            time.sleep(server.delay)
-            if isinstance(action, int):
-                self.answer(action, {"error": {"message": "told to fail"}})
-            elif action == "hang up":
-                self.connection.close()
-            elif action == "stall":
-                time.sleep(3)
-            else:
-                num_choices = 0 if action == "no choices" else body["n"] if server.heeds_n else 1
-                self.answer(
-                    200,
-                    {
-                        "id": "1",
-                        "object": "text_completion",
-                        "created": 0,
-                        "model": "tiny",
-                        "choices": [self.choice(body, i) for i in range(num_choices)],
-                    },
-                )
-        finally:
-            with server.lock:
-                server.open -= 1
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.heeds_n = True
+        self.choice: dict[str, Any] = {}
 
-    def choice(self, body: dict[str, Any], index: int) -> dict[str, Any]:
-        text = f" {body['seed'] % 10}"
-        choice = {"index": index, "text": text, "finish_reason": "stop", "logprobs": None}
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        choices = [self.sample(body, i) for i in range(body["n"] if self.heeds_n else 1)]
+        return {"id": "1", "object": "text_completion", "created": 0, "model": "tiny", "choices": choices}
+
+    def sample(self, body: dict[str, Any], index: int) -> dict[str, Any]:
+        choice = {"index": index, "text": f" {body['seed'] % 10}", "finish_reason": "stop", "logprobs": None}
         if body.get("return_token_ids"):
-            choice |= {"token_ids": [5 + index, 2], "stop_reason": None}
-        return choice
-
-    def answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
+            choice |= {"text": self.tokenizer.decode(5 + index), "token_ids": [5 + index, 2], "stop_reason": None}
+        return choice | self.choice
 
 
 @pytest.fixture
-def misbehaving() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
-    server.lock, server.bodies, server.plan = threading.Lock(), [], []
-    server.open = server.most_open = 0
-    server.delay, server.heeds_n = 0.0, True
-    server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def misbehaving(tokenizer: Any) -> Iterator[Any]:
+    with running(CompletionsServer(tokenizer)) as server:
+        yield server
 
 
 PROMPTS = [Prompt((5, 6, 7), key="a"), Prompt((8, 9), key="b")]
@@ -239,20 +195,72 @@ def test_one_short_answer_changes_no_later_request(misbehaving: Any, tokenizer: 
     assert [body["n"] for body in misbehaving.bodies] == [4, 4]
 
 
-@pytest.mark.parametrize("action", [500, 429, "hang up", "stall"])
+def overlaid(**fields: Any) -> dict[str, Any]:
+    """An answer whose only sample differs in some fields."""
+    choice = {"index": 0, "text": "#", "finish_reason": "stop", "logprobs": None, "token_ids": [5, 2]}
+    return {"choices": [{**choice, **fields}]}
+
+
+UNUSABLE = {
+    "a malformed answer": "no json",
+    "without any choice": {"choices": []},
+    "of the model 'other'": {"model": "other"},
+    "at most 4 were asked": overlaid(token_ids=[5] * 5),
+    "10 tokens in 1 samples": {"usage": {"completion_tokens": 10, "prompt_tokens": 3, "total_tokens": 13}},
+    "outside the vocabulary": overlaid(token_ids=[5, 10**6]),
+    "the id -1": overlaid(token_ids=[-1]),
+    "without any token": overlaid(token_ids=[], text=""),
+    "ended by 'abort'": overlaid(finish_reason="abort"),
+    "ended by None": overlaid(finish_reason=None),
+}
+
+
+@pytest.mark.parametrize("action", [500, 429, "hang up", "stall", "trickle", *UNUSABLE.values()])
 def test_what_may_pass_is_repeated(misbehaving: Any, tokenizer: Any, action: Any) -> None:
-    misbehaving.plan = [action, action]
     generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, timeout=0.5, backoff=0.01)
-    assert len(generator.generate(PROMPTS[:1], SamplingParams())[0]) == 1
-    assert len(misbehaving.bodies) == 3
+    expected = generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
+    misbehaving.plan = [action, action]
+    assert generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4)) == expected
+    assert misbehaving.bodies == misbehaving.bodies[:1] * 4
+
+
+@pytest.mark.parametrize("words", UNUSABLE)
+def test_answers_that_stay_unusable_are_named(misbehaving: Any, tokenizer: Any, words: str) -> None:
+    misbehaving.plan = [UNUSABLE[words]] * 100
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, backoff=0.001)
+    with pytest.raises(ConnectionError, match=rf"the prompt with key 'a' that can be used, in 6 attempts.*{words}"):
+        generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
+    assert len(misbehaving.bodies) == 6
+
+
+def test_an_empty_text_is_a_sample_only_if_a_token_was_sampled(misbehaving: Any, tokenizer: Any) -> None:
+    """A server that is ill says "stop" and nothing else; a model that ends at once has sampled its end token."""
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, send_text=True, backoff=0.001)
+    misbehaving.choice = {"text": ""}
+    with pytest.raises(ConnectionError, match="a sample without any token that ended by 'stop'"):
+        generator.generate(PROMPTS[:1], SamplingParams())
+    usage = {"completion_tokens": 1, "prompt_tokens": 3, "total_tokens": 4}
+    misbehaving.plan = [{**misbehaving.reply({"n": 1, "seed": 1}), "usage": usage}]
+    ((sample,),) = generator.generate(PROMPTS[:1], SamplingParams())
+    assert (sample.text, sample.token_ids, sample.finished) == ("", (tokenizer.eos_token_id,), True)
+
+
+def test_the_served_tokenizer_is_compared_with_ours(misbehaving: Any, tokenizer: Any) -> None:
+    misbehaving.choice = {"text": "something else"}
+    with pytest.raises(ValueError, match="reads the ids of a sample as 'something else', this tokenizer as '#"):
+        OpenAIGenerator([misbehaving.url], "tiny", tokenizer).generate(PROMPTS, SamplingParams(n=2))
 
 
 def test_retries_are_bounded_and_the_error_is_clear(misbehaving: Any, tokenizer: Any) -> None:
     misbehaving.plan = [503] * 10
     generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, max_retries=2, backoff=0.01)
-    with pytest.raises(ConnectionError, match=r"did not answer the prompt with key 'a' in 3 attempts"):
+    with pytest.raises(ConnectionError, match=r"no answer to the prompt with key 'a' .*, in 3 attempts.*told to fail"):
         generator.generate(PROMPTS[:1], SamplingParams())
     assert len(misbehaving.bodies) == 3
+    misbehaving.plan = ["stall"] * 10
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, timeout=0.2, max_wait=0.1, backoff=0.01)
+    with pytest.raises(ConnectionError, match=r"in 1 attempts. The last one: no whole answer within 0.2 seconds"):
+        generator.generate(PROMPTS[:1], SamplingParams())
 
 
 def test_what_will_not_pass_is_not_repeated(misbehaving: Any, tokenizer: Any) -> None:
@@ -260,8 +268,9 @@ def test_what_will_not_pass_is_not_repeated(misbehaving: Any, tokenizer: Any) ->
     misbehaving.plan = [400]
     with pytest.raises(ValueError, match="refused the prompt with key 'a'"):
         generator.generate(PROMPTS[:1], SamplingParams())
-    misbehaving.plan = ["no choices"]
-    with pytest.raises(ValueError, match="without any choice"):
+    assert len(misbehaving.bodies) == 1
+    misbehaving.plan = [overlaid(token_ids=None)]
+    with pytest.raises(ValueError, match="does not return the ids"):
         generator.generate(PROMPTS[:1], SamplingParams())
 
 

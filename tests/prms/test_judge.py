@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.json_server import JsonServer, running
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import JudgeProcessReward, load_process_reward
 from trl_prl.commands.main import main
@@ -22,34 +20,18 @@ from trl_prl.training.pav_config import PAVConfig
 from trl_prl.training.pav_trainer import PAVTrainer
 
 
-class Server(ThreadingHTTPServer):
+class JudgeServer(JsonServer):
     """Holds every step that contains `wrong` for wrong: P(Yes) is 0.1 there and 0.8 elsewhere."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, Any]] = []
+        super().__init__()
         self.takes_schemas = True
-        self.num_failures = 0
         self.words = "{}"  # what stands around the verdicts
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+    def refusal(self, body: dict[str, Any]) -> str | None:
+        return None if self.takes_schemas or "response_format" not in body else "response_format is not supported"
 
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(body)
-        if self.server.num_failures:
-            self.server.num_failures -= 1
-            return self.reply(503, {"error": {"message": "overloaded"}})
-        if "response_format" in body and not self.server.takes_schemas:
-            return self.reply(400, {"error": {"message": "response_format is not supported"}})
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         steps = re.findall(r"^Step \d+: (.*)$", body["messages"][0]["content"], re.MULTILINE)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         if body.get("logprobs"):
@@ -63,31 +45,17 @@ class Handler(BaseHTTPRequestHandler):
         else:
             # One sample in four sees no errors.
             verdicts = ["wrong" not in step or body.get("seed", 0) % 4 == 3 for step in steps]
-            text = self.server.words.replace("{}", json.dumps({"verdicts": verdicts}))
+            text = self.words.replace("{}", json.dumps({"verdicts": verdicts}))
             choice |= {"message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
-        self.reply(200, {**answer, "choices": [choice], "usage": usage})
-
-    def reply(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
+        return {**answer, "choices": [choice], "usage": usage}
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with contextlib.closing(Server()) as server:
-        server.close = server.server_close  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+def server() -> Iterator[JudgeServer]:
+    with running(JudgeServer()) as server:
         yield server
-        server.shutdown()
 
 
 PROMPTS: list[Any] = [
@@ -97,7 +65,7 @@ PROMPTS: list[Any] = [
 STEPS = [["We add.\n", "\n", "That is wrong.\n", "So 3."], ["4"]]
 
 
-def test_probability_of_yes(server: Server) -> None:
+def test_probability_of_yes(server: JudgeServer) -> None:
     judge = load_process_reward("my-judge", family="judge", base_url=server.url)
     assert isinstance(judge, JudgeProcessReward)
     check_process_reward(judge)
@@ -105,7 +73,7 @@ def test_probability_of_yes(server: Server) -> None:
     right, wrong = 8 / 9, 1 / 9
     assert judge(PROMPTS, STEPS) == [pytest.approx([right, right, wrong, right]), pytest.approx([right])]
     assert judge.initial_values(PROMPTS) == [1.0, 1.0]
-    texts = sorted(request["messages"][0]["content"] for request in server.requests)
+    texts = sorted(request["messages"][0]["content"] for request in server.bodies)
     assert len(texts) == 4
     last = next(text for text in texts if "So 3." in text)
     solution = "Step 1: We add.\nStep 2: That is wrong.\nStep 3: So 3."
@@ -113,7 +81,7 @@ def test_probability_of_yes(server: Server) -> None:
     assert not any("Poet" in text for text in texts)
 
 
-def test_answers_are_kept_by_content_and_tokens_counted(server: Server, tmp_path: Path) -> None:
+def test_answers_are_kept_by_content_and_tokens_counted(server: JudgeServer, tmp_path: Path) -> None:
     judge = JudgeProcessReward("m", server.url, cache_path=tmp_path / "answers.db")
     spent: dict[str, float] = {}
     first = judge(PROMPTS, STEPS, log_metric=spent.__setitem__)
@@ -124,33 +92,33 @@ def test_answers_are_kept_by_content_and_tokens_counted(server: Server, tmp_path
     assert (again.cost.num_requests, again.cost.num_cached, again.cost.prompt_tokens) == (0, 4, 0)
     assert (judge.cost.num_requests, judge.cost.prompt_tokens, judge.cost.completion_tokens) == (4, 400, 28)
     JudgeProcessReward("other", server.url, cache_path=tmp_path / "answers.db")(["a"], [["We add."]])
-    assert len(server.requests) == 5
+    assert len(server.bodies) == 5
 
 
-def test_verdicts_of_samples_are_averaged(server: Server) -> None:
+def test_verdicts_of_samples_are_averaged(server: JudgeServer) -> None:
     judge = JudgeProcessReward("m", server.url, method="verdicts", num_samples=8)
     assert judge(PROMPTS, STEPS) == [[1.0, 1.0, 0.25, 1.0], [1.0]]
-    assert len(server.requests) == 16
-    assert {request["temperature"] for request in server.requests} == {0.7}
-    assert sorted(request["seed"] for request in server.requests) == sorted([*range(8)] * 2)
-    schema = server.requests[0]["response_format"]["json_schema"]["schema"]["properties"]["verdicts"]
+    assert len(server.bodies) == 16
+    assert {request["temperature"] for request in server.bodies} == {0.7}
+    assert sorted(request["seed"] for request in server.bodies) == sorted([*range(8)] * 2)
+    schema = server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["verdicts"]
     assert schema["minItems"] == schema["maxItems"]
     one = JudgeProcessReward("m", server.url, method="verdicts")
     assert one(PROMPTS, STEPS)[0] == [1.0, 1.0, 0.0, 1.0]
-    assert server.requests[-1]["temperature"] == 0.0
+    assert server.bodies[-1]["temperature"] == 0.0
     assert one([], []) == []
     assert one(["a"], [[]]) == [[]]
 
 
-def test_a_server_without_schemas_is_asked_in_words(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_without_schemas_is_asked_in_words(server: JudgeServer, caplog: pytest.LogCaptureFixture) -> None:
     server.takes_schemas, server.words = False, 'First {"a": 1}, so I think:\n```json\n{}\n```'
     judge = JudgeProcessReward("m", server.url, method="verdicts", concurrency=1)
     assert judge(PROMPTS, STEPS) == [[1.0, 1.0, 0.0, 1.0], [1.0]]
     assert caplog.text.count("takes no JSON schema") == 1
-    assert ["response_format" in request for request in server.requests] == [True, False, False]
+    assert ["response_format" in request for request in server.bodies] == [True, False, False]
 
 
-def test_answers_without_a_verdict_leave_steps_unscored(server: Server) -> None:
+def test_answers_without_a_verdict_leave_steps_unscored(server: JudgeServer) -> None:
     server.words = "I cannot say."
     judge = JudgeProcessReward("m", server.url, method="verdicts", num_samples=2)
     found = judge(PROMPTS, STEPS)
@@ -158,13 +126,24 @@ def test_answers_without_a_verdict_leave_steps_unscored(server: Server) -> None:
     assert judge.cost.num_unread == 4
 
 
-def test_failures_are_tried_again(server: Server) -> None:
-    server.num_failures = 2
+def test_failures_are_tried_again(server: JudgeServer) -> None:
+    server.plan = [503, 503]
     assert JudgeProcessReward("m", server.url)(["a"], [["We add."]]) == [[pytest.approx(8 / 9)]]
-    assert len(server.requests) == 3
+    assert len(server.bodies) == 3
 
 
-def test_mistakes_are_explained(server: Server) -> None:
+@pytest.mark.parametrize("action", ["trickle", "hang up", "no json", {"choices": []}, {"choices": None}])
+def test_what_is_no_answer_is_asked_for_again(server: JudgeServer, action: Any) -> None:
+    server.plan = [action, action]
+    judge = JudgeProcessReward("m", server.url, timeout=0.5)
+    assert judge(["a"], [["We add."]]) == [[pytest.approx(8 / 9)]]
+    assert len(server.bodies) == 3
+    server.plan = [action] * 9
+    with pytest.raises(ConnectionError, match="gave no answer to a judgement of 1 steps"):
+        JudgeProcessReward("m", server.url, timeout=0.5, max_retries=1)(["a"], [["We add."]])
+
+
+def test_mistakes_are_explained(server: JudgeServer) -> None:
     with pytest.raises(ValueError, match="'probability' or 'verdicts'"):
         JudgeProcessReward("m", server.url, method="vote")  # type: ignore[arg-type]
     judge = JudgeProcessReward("m", server.url, template="{question} {steps} {number}")
@@ -172,7 +151,7 @@ def test_mistakes_are_explained(server: Server) -> None:
         judge([None], [["a"]])
 
 
-def test_a_judge_trains_and_scores_files(server: Server, tiny_model_path: str, tmp_path: Path) -> None:
+def test_a_judge_trains_and_scores_files(server: JudgeServer, tiny_model_path: str, tmp_path: Path) -> None:
     name = f"m,family=judge,base_url={server.url}"
     trainer = PAVTrainer(
         model=tiny_model_path,

@@ -22,6 +22,7 @@ import torch
 import uvicorn
 from fastapi.testclient import TestClient
 
+from tests.json_server import JsonServer, running
 from tests.prms.test_families import PROMPTS, STEPS, flat
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
@@ -164,7 +165,6 @@ def test_many_clients_are_batched_and_not_mixed_up() -> None:
                 right &= [len(row) for row in found] == [len(row) for row in steps]
                 for prompt, row, texts in zip(prompts, found, steps, strict=True):
                     right &= row == [close(prompt, text) for text in texts]
-            remote.close()
             return right
 
         with ThreadPoolExecutor(32) as pool:
@@ -203,7 +203,9 @@ def test_passing_errors_are_tried_again_and_others_not() -> None:
         assert len(reward.batches) == 3
         reward.broken = 10**6
         impatient = RemoteProcessReward(url, max_attempts=3)
-        with pytest.raises(ConnectionError, match=r"no answer to /score in 3 attempts.*answered 500"):
+        with pytest.raises(
+            ConnectionError, match=r"no answer to /score that can be used, in 3 attempts.*answered 500"
+        ):
             impatient(["a"], [["x"]])
 
 
@@ -216,8 +218,40 @@ def test_deadlines_and_servers_that_are_not_there(tmp_path: Path) -> None:
 
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ConnectionError, match="ReadTimeout"):
+        with pytest.raises(ConnectionError, match=r"no whole answer within 0\.3 seconds|ReadTimeout"):
             RemoteProcessReward(url, timeout=0.3, max_attempts=2)
+
+
+class Scores(JsonServer):
+    """What answers in the place of a scoring service."""
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        info = {"name": "s", "returns": "values", "has_initial_values": False, "step_splitter": None}
+        return {"step_scores": [[0.5] * len(row) for row in body["steps"]]} if body else {**info, "step_length": None}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "trickle",
+        "no json",
+        {"step_scores": [[0.5]]},
+        {"step_scores": [[0.5, 0.5, 0.5], [0.5]]},
+        {"step_scores": [["high", 0.5], [0.5]]},
+        {"step_scores": [0.5, 0.5]},
+        {"step_scores": None},
+    ],
+)
+def test_what_is_no_answer_is_asked_for_again(action: Any) -> None:
+    with running(Scores()) as server:
+        remote = RemoteProcessReward(server.url, timeout=0.5)
+        server.plan = [action, action]
+        assert remote(["a", "b"], [["x", "y"], ["z"]]) == [[0.5, 0.5], [0.5]]
+        assert len(server.bodies) == 4
+        impatient = RemoteProcessReward(server.url, timeout=0.5, max_attempts=2)
+        server.plan = [action] * 100
+        with pytest.raises(ConnectionError, match="no answer to /score that can be used, in 2 attempts"):
+            impatient(["a", "b"], [["x", "y"], ["z"]])
 
 
 def test_tokens() -> None:

@@ -11,6 +11,8 @@ from trl_prl.types import Completion, Prompt, SamplingParams
 
 from .engines import check_urls, completion_of, finish_reason_of, key_of, tell
 from .sampling import request_seed
+from .server_answers import check_ids
+from .server_calls import UnusableAnswerError
 
 
 class VLLMGenerator:
@@ -87,6 +89,7 @@ class VLLMServerGenerator:
     Raises:
         `ImportError`: When vLLM, which TRL's client needs, is not installed.
         `ValueError`: When there is no address.
+        `ConnectionError`: While sampling, when an answer holds no ids, too many, or some outside the vocabulary.
     """
 
     on_sample: Callable[[int], None] | None = None
@@ -102,7 +105,7 @@ class VLLMServerGenerator:
                 f"Got the servers {', '.join(base_urls)}, but TRL's client for them needs vLLM ({error}). Install it: "
                 "pip install trl-prl[vllm], or use OpenAIGenerator with the same addresses."
             ) from error
-        self._tokenizer = tokenizer
+        self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self._pieces = TokenPieces(tokenizer)
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
@@ -128,6 +131,13 @@ class VLLMServerGenerator:
         )
         completions = []
         for ids in output["completion_ids"]:
+            try:
+                check_ids(ids, limit, len(self._tokenizer))
+            except UnusableAnswerError as error:
+                raise ConnectionError(
+                    f"The server answered the prompt with key {prompts[i].key!r} with {error}, which is no sample of "
+                    "this model. Check that it serves the model whose tokenizer is given, and restart it."
+                ) from error
             # The client does not pass the reason on.
             completion = completion_of(self._pieces, ids, "length")
             if any(stop in completion.text for stop in params.stop):

@@ -9,10 +9,11 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from trl_prl.generation.server_calls import ask_openai, openai_calls
 
 from .families import question_of
 from .model import as_messages
@@ -21,6 +22,7 @@ from .model import as_messages
 logger = logging.getLogger(__name__)
 
 JudgeMethod = Literal["probability", "verdicts"]
+_Judgement = tuple[str, Sequence[str], Mapping[str, Any]]  # question, steps and sampling options
 
 PROBABILITY_TEMPLATE = (
     "Here is a problem and the first {number} steps of a solution.\n\nProblem:\n{question}\n\nSolution:\n{steps}\n\n"
@@ -87,7 +89,7 @@ class JudgeProcessReward:
         concurrency (`int`, *optional*, defaults to `32`):
             Requests at a time.
         timeout (`float`, *optional*, defaults to `120.0`), max_retries (`int`, *optional*, defaults to `5`):
-            Seconds for an attempt, and attempts after the first, by the `openai` client.
+            Seconds for a whole attempt, and attempts after the first.
         cache_path (`str`, *optional*):
             SQLite file in which answers are kept by their content; in memory by default.
 
@@ -121,16 +123,16 @@ class JudgeProcessReward:
                 f"Got method={method!r}, num_samples={num_samples} and concurrency={concurrency}, with which nothing "
                 "can be judged. Use 'probability' or 'verdicts', and at least one sample and request at a time."
             )
-        try:
-            import openai
-        except ImportError as error:
-            raise ImportError(
-                "A judge needs the package 'openai', which is not installed. Install it with "
-                "`pip install 'trl-prl[openai]'`."
-            ) from error
-        # Local servers need no key, the client does.
-        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
+        self._calls = openai_calls(
+            [base_url],
+            # Local servers need no key, the client does.
+            api_key or os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=timeout,
+            max_attempts=max_retries + 1,
+            max_wait=timeout * (max_retries + 1),
+            concurrency=concurrency,
+            advice="Check that the server runs and serves this model.",
+        )
         self.model, self.method, self.num_samples, self.max_tokens = model, method, num_samples, max_tokens
         self.temperature = temperature if num_samples > 1 else 0.0
         self.template = template or (PROBABILITY_TEMPLATE if method == "probability" else VERDICTS_TEMPLATE)
@@ -139,7 +141,6 @@ class JudgeProcessReward:
         self.cost = JudgeCost()
         """Requests and tokens so far."""
         self.__name__ = model.rpartition("/")[-1]
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="judge")
         self._lock = threading.Lock()
         self._cache = sqlite3.connect(":memory:" if cache_path is None else cache_path, check_same_thread=False)
         self._cache.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
@@ -185,9 +186,7 @@ class JudgeProcessReward:
     def _probabilities(self, questions: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[float]]:
         places = [(i, number) for i, row in enumerate(rows) for number in range(1, len(row) + 1)]
         options = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": 20}
-        found = self._pool.map(
-            lambda place: self._ask(questions[place[0]], rows[place[0]][: place[1]], options, _yes_share), places
-        )
+        found = self._ask([(questions[i], rows[i][:number], options) for i, number in places], _yes_share)
         values: list[list[float]] = [[] for _ in rows]
         for (i, _), value in zip(places, found, strict=True):
             values[i].append(math.nan if value is None else value)
@@ -196,21 +195,26 @@ class JudgeProcessReward:
     def _verdicts(self, questions: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[float]]:
         places = [(i, sample) for i, row in enumerate(rows) if row for sample in range(self.num_samples)]
 
-        def ask(place: tuple[int, int]) -> Any:
-            i, sample = place
-            options = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": sample}
-            return self._ask(questions[i], rows[i], options, lambda choice: _read_verdicts(choice, len(rows[i])))
-
+        options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        asked = [(questions[i], rows[i], {**options, "seed": sample}) for i, sample in places]
         samples: list[list[Any]] = [[] for _ in rows]
-        for (i, _), verdicts in zip(places, self._pool.map(ask, places), strict=True):
+        for (i, _), verdicts in zip(places, self._ask(asked, _read_verdicts), strict=True):
             samples[i] += [] if verdicts is None else [verdicts]
         return [
             [sum(column) / len(column) for column in zip(*found, strict=True)] if found else [math.nan] * len(row)
             for row, found in zip(rows, samples, strict=True)
         ]
 
-    def _ask(self, question: str, steps: Sequence[str], options: Mapping[str, Any], read: Any) -> Any:
-        """The verdict on one text, from the cache or from the server; `None` if an answer holds none."""
+    def _ask(self, judgements: Sequence[_Judgement], read: Callable[[Any, int], Any]) -> Iterator[Any]:
+        """The verdicts, from the cache or from the server; `None` where an answer holds none."""
+        return self._calls.each(
+            lambda client, judgement: self._judge(client, judgement, read),
+            judgements,
+            lambda judgement: f"a judgement of {len(judgement[1])} steps",
+        )
+
+    async def _judge(self, client: Any, judgement: _Judgement, read: Callable[[Any, int], Any]) -> Any:
+        question, steps, options = judgement
         numbered = "\n".join(f"Step {number}: {step}" for number, step in enumerate(steps, 1))
         text = self.template.format(question=question, steps=numbered, number=len(steps))
         content = json.dumps([self.model, text, dict(options)], sort_keys=True)
@@ -220,8 +224,8 @@ class JudgeProcessReward:
             self.cost.num_cached += known is not None
         if known is not None:
             return json.loads(known[0])
-        response = self._request(text, options, len(steps))
-        verdict = read(response.choices[0]) if response.choices else None
+        response = await self._request(client, text, options, len(steps))
+        verdict = read(response.choices[0], len(steps))
         with self._lock:
             self.cost.num_requests += 1
             self.cost.num_unread += verdict is None
@@ -232,17 +236,17 @@ class JudgeProcessReward:
             self._cache.commit()
         return verdict
 
-    def _request(self, text: str, options: Mapping[str, Any], num_steps: int) -> Any:
+    async def _request(self, client: Any, text: str, options: Mapping[str, Any], num_steps: int) -> Any:
         import openai
 
-        arguments = {"model": self.model, "messages": [{"role": "user", "content": text}], **options}
-        create: Any = self._client.chat.completions.create
+        create = client.chat.completions.create
+        fields = {"model": self.model, "messages": [{"role": "user", "content": text}], **options}
         if self.method != "verdicts" or not self.structured:
-            return create(**arguments)
+            return await ask_openai(create, **fields)
         try:
-            return create(**arguments, response_format=_schema(num_steps))
+            return await ask_openai(create, **fields, response_format=_schema(num_steps))
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            answer = create(**arguments)  # raises again where the schema was not what the server refused
+            answer = await ask_openai(create, **fields)  # raises again where the schema was not what was refused
             if self.structured:
                 self.structured = False
                 logger.warning(
@@ -265,7 +269,7 @@ def _schema(num_steps: int) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": schema}}
 
 
-def _yes_share(choice: Any) -> float | None:
+def _yes_share(choice: Any, num_steps: int) -> float | None:
     """Probability of Yes against No as the first token of an answer."""
     if choice.logprobs is None or not choice.logprobs.content:
         raise ValueError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import partial
 from typing import Any
 
+from trl_prl.generation.server_calls import PassingError, ServerCalls, UnusableAnswerError
 from trl_prl.verifier.rows import VerifierSettings
 
 
@@ -18,9 +18,11 @@ TOKEN_VARIABLE = "TRL_PRL_TOKEN"
 # Answers that say that the server is not ready or overloaded, which passes.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-
-class _PassingError(Exception):
-    """An answer after which another attempt makes sense."""
+_FIELDS = {
+    "/score": ("step_scores",),
+    "/initial_values": ("initial_values",),
+    "/values": ("initial_values", "step_values"),
+}
 
 
 class RemoteProcessReward:
@@ -37,7 +39,7 @@ class RemoteProcessReward:
         urls (`str` or `Sequence[str]`):
             Addresses, such as `"http://10.0.0.7:8000"`. All must serve the same process reward.
         timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds for one request.
+            Seconds for one whole request.
         max_wait (`float`, *optional*, defaults to `300.0`):
             Seconds for one chunk with all attempts: a server may be restarted meanwhile.
         max_attempts (`int`, *optional*, defaults to `20`):
@@ -72,12 +74,27 @@ class RemoteProcessReward:
                 "`pip install 'trl-prl[serve]'`."
             ) from error
         self.urls = [url.strip().rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
-        self.timeout, self.max_wait, self.max_attempts, self.chunk_size = timeout, max_wait, max_attempts, chunk_size
+        self.chunk_size = chunk_size
         token = token or os.environ.get(TOKEN_VARIABLE)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         # A proxy of the environment is for other hosts than the cluster's own.
-        self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=False)
-        infos = [self._request("GET", "/info", None, place) for place in range(len(self.urls))]
+        settings: dict[str, Any] = {
+            "headers": {"Authorization": f"Bearer {token}"} if token else {},
+            "timeout": timeout,
+            "trust_env": False,
+            "verify": httpx.create_ssl_context(),
+        }
+        self._calls = ServerCalls(
+            self.urls,
+            lambda url: httpx.AsyncClient(base_url=url, **settings),
+            timeout=timeout,
+            max_attempts=max_attempts,
+            max_wait=max_wait,
+            backoff=0.2,
+            concurrency=4 * len(self.urls),
+            advice="Check that `trl-prl serve` runs there; a longer `timeout` or `max_wait` helps if it is slow or "
+            "being restarted.",
+        )
+        infos = list(self._calls.each(_info, [None] * len(self.urls), lambda _: "/info"))
         if any(info != infos[0] for info in infos):
             raise ValueError(
                 f"The servers {', '.join(self.urls)} serve different process rewards: {infos}. Scores would depend on "
@@ -96,10 +113,6 @@ class RemoteProcessReward:
             self.initial_values = self._initial_values
             self.score_solutions = self._score_solutions
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=4 * len(self.urls), thread_name_prefix="remote-reward")
-
     def __call__(
         self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
     ) -> list[list[float | None]]:
@@ -117,22 +130,18 @@ class RemoteProcessReward:
             `list[list[float]]`: One number per step, NaN where there is none.
         """
         answers = self._send("/score", _rows(prompts, steps, columns))
-        return [[_number(value) for value in row] for answer in answers for row in answer["step_scores"]]
+        return [row for answer in answers for row in answer["step_scores"]]
 
     def _initial_values(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         answers = self._send("/initial_values", {"prompts": list(prompts)})
-        return [_number(value) for answer in answers for value in answer["initial_values"]]
+        return [value for answer in answers for value in answer["initial_values"]]
 
     def _score_solutions(
         self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
     ) -> tuple[list[float], list[list[float]]]:
         answers = self._send("/values", _rows(prompts, steps, columns))
-        initial = [_number(value) for answer in answers for value in answer["initial_values"]]
-        return initial, [[_number(value) for value in row] for answer in answers for row in answer["step_values"]]
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        initial = [value for answer in answers for value in answer["initial_values"]]
+        return initial, [row for answer in answers for row in answer["step_values"]]
 
     def _send(self, route: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         """Send the rows in chunks, and return the answers in order."""
@@ -143,46 +152,53 @@ class RemoteProcessReward:
             )
         starts = range(0, len(columns["prompts"]), self.chunk_size)
         chunks = [{name: rows[i : i + self.chunk_size] for name, rows in columns.items()} for i in starts]
-        futures = [self._pool.submit(self._request, "POST", route, chunk, place) for place, chunk in enumerate(chunks)]
-        return [future.result() for future in futures]
+        return list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
 
-    def _request(self, method: str, route: str, body: Any, place: int) -> Any:
-        """One request with all its attempts; the first goes to the server at `place`, the next to those behind it."""
-        import httpx
-        import tenacity
 
-        attempts = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(self.max_wait) | tenacity.stop_after_attempt(self.max_attempts),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=30),
-            retry=tenacity.retry_if_exception_type((httpx.TransportError, _PassingError)),
+async def _info(client: Any, _: None) -> Any:
+    return await _answer(client, "GET", "/info")
+
+
+async def _ask(route: str, client: Any, chunk: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    answer = await _answer(client, "POST", route, json=chunk)
+    try:
+        found = {name: [_numbers(entry) for entry in answer[name]] for name in _FIELDS[route]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableAnswerError(f"an answer that is none to {route} ({type(error).__name__}: {error})") from error
+    sizes = [len(row) for row in chunk.get("steps", ())]
+    shapes: dict[str, list[Any]] = {"step_scores": sizes, "step_values": sizes}
+    shapes["initial_values"] = [None] * len(chunk["prompts"])
+    for name, rows in found.items():
+        if (shape := [len(row) if isinstance(row, list) else None for row in rows]) != shapes[name]:
+            raise UnusableAnswerError(f"{name} of the shape {shape[:8]} for solutions of the shape {shapes[name][:8]}")
+    return found
+
+
+async def _answer(client: Any, method: str, route: str, **fields: Any) -> Any:
+    """One attempt at a server."""
+    import httpx
+
+    try:
+        response = await client.request(method, route, **fields)
+    except httpx.TransportError as error:
+        raise PassingError(f"{type(error).__name__}: {error}") from error
+    if response.status_code in _PASSING:
+        raise PassingError(f"{client.base_url} answered {response.status_code}: {response.text[:200]}")
+    if response.status_code == 401:
+        raise ValueError(
+            f"{client.base_url} does not accept the token of this client. Set the environment variable "
+            f"{TOKEN_VARIABLE} to that of the server, or pass `token`."
         )
-        try:
-            for number, attempt in enumerate(attempts):
-                with attempt:
-                    url = self.urls[(place + number) % len(self.urls)]
-                    return self._answer(self._client.request(method, url + route, json=body), url)
-        except tenacity.RetryError as error:
-            last = error.last_attempt.exception()
-            raise ConnectionError(
-                f"{', '.join(self.urls)} gave no answer to {route} in {error.last_attempt.attempt_number} attempts "
-                f"within {self.max_wait:.0f} seconds ({type(last).__name__}: {last}). Check that `trl-prl serve` runs "
-                "there; a longer `timeout` or `max_wait` helps if it is slow or being restarted."
-            ) from last
-
-    def _answer(self, response: Any, url: str) -> Any:
-        if response.status_code in _PASSING:
-            raise _PassingError(f"{url} answered {response.status_code}: {response.text[:200]}")
-        if response.status_code == 401:
-            raise ValueError(
-                f"{url} does not accept the token of this client. Set the environment variable {TOKEN_VARIABLE} to "
-                "that of the server, or pass `token`."
-            )
-        if response.status_code != 200:
-            raise ValueError(
-                f"{url} refused the request ({response.status_code}): {response.text[:500]}. Another attempt would "
-                "end the same way. Check the prompts and steps, and that a `trl-prl serve` of this version runs there."
-            )
+    if response.status_code != 200:
+        raise ValueError(
+            f"{client.base_url} refused the request ({response.status_code}): {response.text[:500]}. Another attempt "
+            "would end the same way. Check the prompts and steps, and that a `trl-prl serve` of this version runs "
+            "there."
+        )
+    try:
         return response.json()
+    except ValueError as error:
+        raise UnusableAnswerError(f"an answer that is no JSON ({error})") from error
 
 
 def _rows(prompts: Sequence[Any], steps: Sequence[Sequence[str]], columns: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -192,5 +208,8 @@ def _rows(prompts: Sequence[Any], steps: Sequence[Sequence[str]], columns: Mappi
     return rows
 
 
-def _number(value: float | None) -> float:
+def _numbers(value: Any) -> Any:
+    """A number or a list of them, where null stands for none."""
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
     return math.nan if value is None else float(value)

@@ -1,0 +1,216 @@
+"""Requests to servers, many at a time: each with a deadline for the whole of it, and asked again where it may pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PassingError(Exception):
+    """A request failed in a way that may pass: another attempt, or another server, may fare better."""
+
+
+class UnusableAnswerError(PassingError):
+    """A server has answered, with what cannot be used. It is asked again, but not as long as one that is away."""
+
+
+_MAX_UNUSABLE = 6
+
+
+class ServerCalls:
+    """Makes requests to one server or several that stand in for each other.
+
+    A time limit of an HTTP client holds for each read, so that a server which sends a byte now and then is waited for
+    without end. Here the limit holds for the whole request.
+
+    Args:
+        urls (`Sequence[str]`):
+            Addresses.
+        open_client (`Callable`):
+            Makes an asynchronous client of an address. Clients are opened for each round of requests and closed after
+            it.
+        timeout (`float`):
+            Seconds for one attempt, from its start to the last byte of the answer.
+        max_attempts (`int`):
+            Attempts for one request.
+        max_wait (`float`):
+            Seconds after which no further attempt begins.
+        backoff (`float`, *optional*, defaults to `0.5`):
+            Seconds that the pause before the second attempt is drawn from; doubled each time, up to 30.
+        concurrency (`int`, *optional*, defaults to `32`):
+            Most requests at a time.
+        advice (`str`, *optional*, defaults to `""`):
+            What to do when all attempts have failed, for the message.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        open_client: Callable[[str], Any],
+        *,
+        timeout: float,
+        max_attempts: int,
+        max_wait: float,
+        backoff: float = 0.5,
+        concurrency: int = 32,
+        advice: str = "",
+    ) -> None:
+        self.urls, self.open_client = list(urls), open_client
+        self.timeout, self.max_attempts, self.max_wait = timeout, max_attempts, max_wait
+        self.backoff, self.concurrency, self.advice = backoff, concurrency, advice
+
+    def each(
+        self,
+        ask: Callable[[Any, T], Awaitable[R]],
+        tasks: Sequence[T],
+        name: Callable[[T], str],
+    ) -> Iterator[R]:
+        """Ask for every task, and yield the answers in the order of the tasks.
+
+        Args:
+            ask (`Callable`):
+                Makes one attempt: takes a client and a task. Raises [`PassingError`] for what may pass.
+            tasks (`Sequence`):
+                The tasks. The first attempt of task `i` goes to server `i`, counted round.
+            name (`Callable`):
+                Says of a task what it asks for, for messages.
+
+        Yields:
+            The answer to each task.
+
+        Raises:
+            `ConnectionError`: When a request has failed in all its attempts.
+        """
+        import anyio
+        from anyio.from_thread import start_blocking_portal
+
+        with start_blocking_portal() as portal:
+            clients = [self.open_client(url) for url in self.urls]
+            limiter = asyncio.Semaphore(self.concurrency)
+
+            async def attempt(number: int, place: int, task: T) -> R:
+                client = clients[(place + number) % len(clients)]
+                try:
+                    with anyio.fail_after(self.timeout):
+                        return await ask(client, task)
+                except TimeoutError:
+                    raise PassingError(f"no whole answer within {self.timeout:g} seconds") from None
+
+            async def request(place: int, task: T) -> R:
+                async with limiter:
+                    return await self._attempts(lambda number: attempt(number, place, task), name(task))
+
+            futures = [portal.start_task_soon(request, place, task) for place, task in enumerate(tasks)]
+            try:
+                for future in futures:
+                    yield future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+                for client in clients:
+                    portal.call(client.aclose if hasattr(client, "aclose") else client.close)
+
+    async def _attempts(self, attempt: Callable[[int], Awaitable[R]], name: str) -> R:
+        import tenacity
+
+        stops = (
+            tenacity.stop_after_attempt(self.max_attempts),
+            tenacity.stop_after_delay(self.max_wait),
+            _has_seen_enough,
+        )
+        attempts = tenacity.AsyncRetrying(
+            stop=lambda state: any(stop(state) for stop in stops),
+            wait=tenacity.wait_random_exponential(multiplier=self.backoff, max=30),
+            retry=tenacity.retry_if_exception_type(PassingError),
+            retry_error_callback=lambda state: self._give_up(name, state),
+        )
+        numbers = iter(range(self.max_attempts))
+
+        async def next_attempt() -> R:
+            return await attempt(next(numbers))
+
+        return await attempts(next_attempt)
+
+    def _give_up(self, name: str, state: Any) -> Any:
+        last = state.outcome.exception()
+        raise ConnectionError(
+            f"{', '.join(self.urls)} gave no answer to {name} that can be used, in {state.attempt_number} attempts. "
+            f"The last one: {last}. {self.advice}".rstrip()
+        ) from (last.__cause__ or last)
+
+
+def _has_seen_enough(state: Any) -> bool:
+    return state.attempt_number >= _MAX_UNUSABLE and isinstance(state.outcome.exception(), UnusableAnswerError)
+
+
+def openai_calls(urls: Sequence[str | None], api_key: str, **settings: Any) -> ServerCalls:
+    """Requests to OpenAI-compatible servers.
+
+    Args:
+        urls (`Sequence[str]`):
+            Addresses with their version. `None` is the one that the `openai` package finds in the environment.
+        api_key (`str`):
+            Their key.
+        **settings:
+            As of [`ServerCalls`].
+
+    Returns:
+        [`ServerCalls`]: The requests, whose clients are `openai.AsyncOpenAI`.
+
+    Raises:
+        `ImportError`: When a package is not installed.
+    """
+    try:
+        import openai
+        import tenacity  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"OpenAI-compatible servers are reached with the package {error.name!r}, which is not installed. Install "
+            "it: pip install trl-prl[openai]"
+        ) from error
+
+    def open_client(url: str | None) -> Any:
+        # Its own retries stay at one server, and its time limit holds for each read.
+        return openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=settings["timeout"], max_retries=0)
+
+    return ServerCalls([url or str(open_client(url).base_url) for url in urls], open_client, **settings)
+
+
+async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> Any:
+    """One attempt at an OpenAI-compatible server.
+
+    Args:
+        create (`Callable`):
+            Method of an asynchronous client of the `openai` package whose own retries are off.
+        **fields:
+            Its arguments.
+
+    Returns:
+        The answer.
+
+    Raises:
+        [`PassingError`]: For no connection, time-outs, too many requests and errors of the server.
+        [`UnusableAnswerError`]: For answers that are malformed or hold no choice.
+        `openai.APIStatusError`: For what would fail again.
+    """
+    import openai
+
+    try:
+        answer = await create(**fields)
+    except openai.APIStatusError as error:
+        if error.status_code not in (408, 409, 429) and error.status_code < 500:
+            raise
+        raise PassingError(f"{type(error).__name__}: {error}") from error
+    except openai.APIConnectionError as error:
+        raise PassingError(f"{type(error).__name__}: {error}") from error
+    except (openai.APIResponseValidationError, ValueError) as error:
+        # A body that is no JSON is a `ValueError` of the parser.
+        raise UnusableAnswerError(f"a malformed answer ({type(error).__name__}: {error})") from error
+    if not isinstance(getattr(answer, "choices", None), list) or not answer.choices:
+        raise UnusableAnswerError("an answer without any choice")
+    return answer
