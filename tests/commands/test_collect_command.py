@@ -329,6 +329,16 @@ def test_stopped_in_the_middle_says_how_to_go_on(tmp_path: Path, number: int, co
 # ---- several processes ----
 
 
+def test_more_processes_than_units_and_a_last_unit_that_is_smaller(job: Path, tmp_path: Path) -> None:
+    """Ten problems make four units, the last of one problem: the fifth process has nothing to do."""
+    for index in (4, 0, 3, 1, 2):
+        assert not (tmp_path / "data").exists()
+        words = options(tmp_path, job / "prompts.jsonl", num_processes=5, process_index=index)
+        assert cli.main(words) == 0
+    assert [len(list((tmp_path / SHARDS).glob(f"process-0000{k}-*"))) for k in range(5)] == [1, 1, 1, 1, 0]
+    assert columns_of(tmp_path) == columns_of(job / "values")
+
+
 @pytest.mark.slow
 def test_a_second_process_of_one_number_is_refused(tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path, 24)

@@ -335,6 +335,16 @@ def test_a_model_is_sampled(prompts: Path, tmp_path: Path) -> None:
     assert "pass@3" in again["models"][0]["metrics"]
 
 
+def test_more_processes_than_units(prompts: Path, tmp_path: Path) -> None:
+    """Six problems make two units, one smaller than the other: the third process has nothing to do."""
+    options = model_options(prompts, problems_per_unit=4)
+    for index in (2, 0, 1):
+        assert not (tmp_path / "shared" / "evaluation.json").exists()
+        assert cli.main(words_of(tmp_path / "shared", **options, num_processes=3, process_index=index)) == 0
+    results = json.loads((tmp_path / "shared" / "evaluation.json").read_text())
+    assert metrics_of(results) == metrics_of(evaluate(tmp_path / "one", **options))
+
+
 def test_two_processes_and_two_models(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = arithmetic_policy_path()
     options = model_options(prompts, models=[f"x={path}", f"y={path}"])

@@ -200,6 +200,16 @@ def test_two_processes_do_not_write_one_output(
     assert "exists, and would be lost" in capsys.readouterr().err
 
 
+def test_processes_of_a_launcher_are_refused(
+    verifier_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    source = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    assert score(verifier_path, source, tmp_path / "out.jsonl") == 2
+    assert "A launcher has started 2 processes" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_options_may_come_from_a_file(verifier_path: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", ROWS)
     (tmp_path / "score.yaml").write_text(f"verifier: {verifier_path}\nfile: {source}\nlimit: 1\n")

@@ -245,7 +245,18 @@ def test_an_empty_text_is_a_sample_only_if_a_token_was_sampled(misbehaving: Any,
     assert (sample.text, sample.token_ids, sample.finished) == ("", (tokenizer.eos_token_id,), True)
 
 
-def test_the_served_tokenizer_is_compared_with_ours(misbehaving: Any, tokenizer: Any) -> None:
+def test_the_served_tokenizer_is_compared_with_ours(
+    misbehaving: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def counted(prompt_tokens: int) -> dict[str, Any]:
+        usage = {"completion_tokens": 1, "prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + 1}
+        return {**misbehaving.reply({"n": 1, "seed": 1}), "usage": usage}
+
+    for num_tokens, is_warned in ((3, False), (4, False), (9, True)):
+        misbehaving.plan = [counted(num_tokens)] * 2
+        generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, send_text=True)
+        generator.generate([PROMPTS[0], PROMPTS[0]], SamplingParams())
+        assert caplog.text.count("with this tokenizer") == is_warned
     misbehaving.choice = {"text": "something else"}
     with pytest.raises(ValueError, match="reads the ids of a sample as 'something else', this tokenizer as '#"):
         OpenAIGenerator([misbehaving.url], "tiny", tokenizer).generate(PROMPTS, SamplingParams(n=2))

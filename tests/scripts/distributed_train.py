@@ -56,12 +56,32 @@ def values_with_metrics(prompts: list[str], steps: list[list[str]], **columns: A
     ]
 
 
+def half_unscored(prompts: list[str], steps: list[list[str]], **columns: Any) -> list[list[float | None]]:
+    """The rows of the second half of the global batch cannot be scored: a second process has nothing to learn from."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    rows = range(rank * len(prompts), (rank + 1) * len(prompts))
+    return [
+        list(values) if row < GLOBAL_BATCH // 2 else [None] * len(values)
+        for row, values in zip(rows, text_values(prompts, steps), strict=True)
+    ]
+
+
+def failing(prompts: list[str], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+    """Fails in the second process alone."""
+    if torch.distributed.get_rank() == 1:
+        raise RuntimeError("The verifier of the second process is gone.")
+    return text_values(prompts, steps)
+
+
+PROCESS_REWARDS = {"pav": values_with_metrics, "pav-half": half_unscored, "pav-failing": failing}
+
+
 def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: int, **overrides: Any) -> Any:
     """Build a recording trainer for a share of the global batch.
 
     Args:
         kind (`str`):
-            `"prl"` or `"pav"`.
+            `"prl"` or one of `PROCESS_REWARDS`.
         model (`str`):
             Folder of the policy.
         output_dir (`Path`):
@@ -75,12 +95,12 @@ def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: i
         `PRLTrainer` or `PAVTrainer`: The trainer.
     """
     arguments: dict[str, Any] = {"rollout_func": fixed_rollout}
-    if kind == "pav":
-        arguments["process_reward"] = values_with_metrics
+    if kind in PROCESS_REWARDS:
+        arguments["process_reward"] = PROCESS_REWARDS[kind]
         overrides["calibration_steps"] = 1
         overrides["progress_scale"] = "outcome"
     trainer = make_trainer(
-        kind,
+        kind.partition("-")[0],
         model,
         output_dir,
         arguments,
@@ -144,9 +164,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", default=[*KINDS, "pav-half"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for kind in KINDS:
+    for kind in options.kinds:
         result = train(kind, options.model, options.output_dir / kind, num_processes=2)
         torch.save(result, options.output_dir / f"{kind}-{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -20,12 +20,19 @@ from trl_prl.report.run_files import read_run
 pytestmark = pytest.mark.slow
 
 
+def run_two_processes(
+    script: str, model: str, folder: Path, repo_root: Path, *words: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of tests/scripts on two real processes, to whatever end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [f"tests/scripts/{script}", "--model", model, "--output-dir", str(folder), *words]
+    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
+    return subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
+
+
 def launch_two_processes(script: str, model: str, folder: Path, repo_root: Path) -> None:
     """Run a script of tests/scripts on two real processes; what they find goes to the folder."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [f"tests/scripts/{script}", "--model", model, "--output-dir", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_two_processes(script, model, folder, repo_root)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
@@ -101,6 +108,29 @@ def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path
     ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
     assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))
     assert_equal_records(two_processes / kind, tmp_path)
+
+
+def test_one_process_has_nothing_to_score(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
+    """No step of the second process has a score: it waits for nobody, and both learn what one process would."""
+    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"pav-half-{rank}.pt") for rank in range(2)]
+    one = train("pav-half", tiny_model_path, tmp_path, num_processes=1)
+    assert one["logs"][0]["process/unscorable_frac"] > 0.4
+    names = ("process/unscorable_frac", "process/reward/mean", "process/reward/std", "loss", "grad_norm")
+    for log, other, expected in zip(ranks[0]["logs"], ranks[1]["logs"], one["logs"], strict=True):
+        for name in set(names) & set(expected):
+            assert_close(log[name], expected[name], name)
+            assert_close(other[name], expected[name], name)
+    change = max((value - one["start"][name]).abs().max().item() for name, value in one["parameters"].items())
+    for name, value in one["parameters"].items():
+        torch.testing.assert_close(ranks[0]["parameters"][name], value, rtol=0.0, atol=1e-4 * change)
+        assert torch.equal(ranks[0]["parameters"][name], ranks[1]["parameters"][name])
+
+
+def test_an_exception_in_one_process_ends_both(tiny_model_path: str, tmp_path: Path, repo_root: Path) -> None:
+    """The other one waits in a collective operation; the launcher ends it, well within the time limit of the run."""
+    done = run_two_processes("distributed_train.py", tiny_model_path, tmp_path, repo_root, "--kinds", "pav-failing")
+    assert done.returncode != 0
+    assert "The verifier of the second process is gone." in done.stderr
 
 
 def assert_equal_records(two: Path, one: Path) -> None:

@@ -6,6 +6,7 @@ trl-prl score --verifier my-org/my-pav --file solutions.jsonl --output scored.js
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import closing
@@ -187,9 +188,14 @@ def run(options: Options) -> int:
 
     Raises:
         `ValueError`: If a file has another format than its name says, a row cannot be scored or written, or another
-            process writes the same output.
+            process writes the same output, be it another one of a launcher.
         `OSError`: If a file is missing, or the output exists.
     """
+    if (number := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"A launcher has started {number} processes of `trl-prl score`, which writes one output: each would do it "
+            "all. Start it without a launcher, and with `--engine ray` to share it among workers."
+        )
     output = Path(options.output)
     _check_output(output, options.overwrite, Path(options.file))
     rows = options.rows()

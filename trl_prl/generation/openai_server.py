@@ -149,7 +149,7 @@ class OpenAIGenerator:
                 f"{client.base_url} refused the prompt with key {prompt.key!r} ({error}), and would again. Check the "
                 "model's name and the length limit; a server that takes no token ids needs send_text=True."
             ) from error
-        return self._reader.read(answer, max_tokens)
+        return self._reader.read(answer, len(prompt.token_ids), max_tokens)
 
     def _text(self, prompt: Prompt) -> str:
         """Text that the server tokenises to the prompt's ids; it puts the start token there by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from trl_prl.types import Completion
 
 from .engines import completion_of, finish_reason_of
 from .server_calls import UnusableAnswerError
+
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerReader:
@@ -34,12 +38,14 @@ class AnswerReader:
         self._vocab_size = len(tokenizer)
         self._is_compared = False
 
-    def read(self, answer: Any, max_tokens: int) -> list[Completion]:
+    def read(self, answer: Any, num_prompt_tokens: int, max_tokens: int) -> list[Completion]:
         """The samples of an answer.
 
         Args:
             answer:
                 An answer with choices, as the `openai` package reads it.
+            num_prompt_tokens (`int`):
+                Tokens of the prompt, as counted here.
             max_tokens (`int`):
                 Most tokens of a sample, as asked.
 
@@ -54,7 +60,10 @@ class AnswerReader:
         # A server may leave folders out of the name, or add a date to it.
         if not _last_part(str(answer.model or self.model)).startswith(_last_part(self.model)):
             raise UnusableAnswerError(f"an answer of the model {answer.model!r}, not of {self.model!r}")
-        num_tokens = getattr(getattr(answer, "usage", None), "completion_tokens", None)
+        usage = getattr(answer, "usage", None)
+        if self.send_text and usage is not None:
+            self._compare_counts(usage.prompt_tokens, num_prompt_tokens)
+        num_tokens = getattr(usage, "completion_tokens", None)
         if num_tokens is not None and num_tokens > max_tokens * len(answer.choices):
             raise UnusableAnswerError(
                 f"{num_tokens} tokens in {len(answer.choices)} samples of at most {max_tokens} tokens"
@@ -85,6 +94,19 @@ class AnswerReader:
             check_ids(ids, max_tokens, self._vocab_size)
             self._compare(choice.text, ids)
         return completion_of(self._pieces, ids, reason)
+
+    def _compare_counts(self, theirs: int, ours: int) -> None:
+        """Where only text is sent, another tokenizer changes no meaning, but every limit in tokens."""
+        # The server may count a start token, or leave it out.
+        if not self._is_compared and abs(theirs - ours) > 1:
+            logger.warning(
+                "The server counts %d tokens in a prompt that has %d with this tokenizer: the model '%s' at the server "
+                "has another one, so steps and limits in tokens are not in its tokens. Pass its tokenizer.",
+                theirs,
+                ours,
+                self.model,
+            )
+        self._is_compared = True
 
     def _compare(self, text: str, ids: Sequence[int]) -> None:
         """Compare the served tokenizer with ours, once, on the first sample that both have as text."""
