@@ -100,7 +100,7 @@ class AnswerReader:
         # The server may count a start token, or leave it out.
         if not self._is_compared and abs(theirs - ours) > 1:
             logger.warning(
-                "The server counts %d tokens in a prompt that has %d with this tokenizer: the model '%s' at the server "
+                "The server counts %d tokens in a prompt that has %d with this tokenizer: the model '%s' there "
                 "has another one, so steps and limits in tokens are not in its tokens. Pass its tokenizer.",
                 theirs,
                 ours,
