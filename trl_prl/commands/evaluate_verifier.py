@@ -5,18 +5,16 @@ trl-prl evaluate-verifier --verifier my-pav --dataset processbench.jsonl --step_
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
 from trl_prl.evaluation.process_bench import NAME, read_process_bench, score_process_bench
-from trl_prl.jobs.config import PromptOptions
+from trl_prl.jobs.config import PromptOptions, option, require
 from trl_prl.jobs.options import quiet_libraries
 from trl_prl.jobs.progress import Meter, ProgressBar
-from trl_prl.prompts.format import PromptFormat
 from trl_prl.report.plots import STYLES, new_figure, save
 from trl_prl.storage.files import write_text
 from trl_prl.storage.row_files import write_rows
@@ -34,112 +32,114 @@ FORMAT_VERSION = 1
 _ROWS_PER_CHUNK = 64
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand."""
-    parser.add_argument("--verifier", required=True, help="folder, hub id, address or module:name of the verifier")
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        help="rows with prompt, completions and labels: a file, a folder or a hub id; 'processbench' for that "
-        "benchmark, or 'processbench:FOLDER' for a copy of it",
+@dataclass(frozen=True)
+class Options(PromptOptions):
+    """What to evaluate, on which rows, and where to write the results.
+
+    Every field is an option of `trl-prl evaluate-verifier` and a key of its YAML file.
+
+    Raises:
+        `ValueError`: When a required field is missing.
+    """
+
+    verifier: str = option("", "folder, hub id, address or module:name of the verifier")
+    dataset: str = option(
+        "",
+        "rows with prompt, completions and labels: a file, a folder or a hub id; 'processbench' for that benchmark, "
+        "or 'processbench:FOLDER' for a copy of it",
     )
-    parser.add_argument("--output_dir", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--dataset_config", help="configuration of the dataset")
-    parser.add_argument("--dataset_split", default="train", help="split of the dataset (default: train)")
-    types = get_type_hints(PromptOptions)
-    for entry in fields(PromptOptions):
-        kind: dict[str, Any] = {"action": "store_true"} if types[entry.name] is bool else {"default": entry.default}
-        parser.add_argument(f"--{entry.name}", help=entry.metadata["help"], **kind)
-    parser.add_argument("--limit", type=int, help="use only the first rows (of every subset of processbench)")
-    parser.add_argument(
-        "--step_separator", default="", help=r"text that was cut off between steps, such as '\n\n' (default: none)"
-    )
-    parser.add_argument("--threshold", type=float, help="values below it are errors (default: chosen on a split)")
-    parser.add_argument(
-        "--tune_fraction",
-        type=float,
-        default=0.2,
-        help="share of the prompts that choose the threshold and are not reported on (default: 0.2)",
-    )
-    parser.add_argument("--group_by", nargs="*", default=[], help="columns to report by, such as a difficulty")
-    parser.add_argument("--confidence", type=float, default=0.95, help="coverage of the intervals (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and the bootstrap (default: 0)")
-    parser.add_argument("--batch_tokens", type=int, default=16384, help="most tokens of a batch (default: 16384)")
-    parser.add_argument("--device", help="device of the model (default: the accelerator if there is one)")
-    parser.add_argument("--dtype", default="auto", help="precision, such as bfloat16 (default: that of the weights)")
-    parser.add_argument("--plot", choices=("png", "svg", "none"), default="png", help="format of the figure")
+    output_dir: str = option("", "folder for the results")
+    dataset_config: str | None = option(None, "configuration of the dataset")
+    dataset_split: str = option("train", "split of the dataset")
+    limit: int | None = option(None, "use only the first rows (of every subset of processbench)")
+    step_separator: str = option("", r"text that was cut off between steps, such as '\n\n'")
+    threshold: float | None = option(None, "values below it are errors; by default chosen on a split")
+    tune_fraction: float = option(0.2, "share of the prompts that choose the threshold and are not reported on")
+    group_by: list[str] = option([], "columns to report by, such as a difficulty")
+    confidence: float = option(0.95, "coverage of the intervals")
+    seed: int = option(0, "seed of the split and the bootstrap")
+    batch_tokens: int = option(16384, "most tokens of a batch")
+    device: str | None = option(None, "device of the model; by default the accelerator if there is one")
+    dtype: str = option("auto", "precision, such as bfloat16; by default that of the weights")
+    plot: Literal["png", "svg", "none"] = option("png", "format of the figure, or 'none'")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "verifier", "dataset", "output_dir")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Score the data set and compare."""
-    if args.plot != "none":
+    if options.plot != "none":
         # What is missing for the figure is said before the work, not after it.
         new_figure(1)
     quiet_libraries()
-    rows = _rows(args)
-    solutions = score_rows(rows, args)
-    bench = score_process_bench(solutions, args.threshold) if _is_process_bench(args) else None
+    rows = _rows(options)
+    solutions = score_rows(rows, options)
+    bench = score_process_bench(solutions, options.threshold) if _is_process_bench(options) else None
     results = {
         "kind": "verifier_evaluation",
         "format_version": FORMAT_VERSION,
-        "verifier": args.verifier,
-        "dataset": args.dataset,
-        "settings": {name: getattr(args, name) for name in ("step_separator", "limit", "confidence", "seed")},
+        "verifier": options.verifier,
+        "dataset": options.dataset,
+        "settings": {name: getattr(options, name) for name in ("step_separator", "limit", "confidence", "seed")},
         **evaluate_verifier(
             solutions,
-            threshold=args.threshold if bench is None else bench["threshold"]["value"],
-            tune_fraction=args.tune_fraction,
-            group_by=args.group_by if bench is None else [*args.group_by, "subset"],
-            confidence=args.confidence,
-            seed=args.seed,
+            threshold=options.threshold if bench is None else bench["threshold"]["value"],
+            tune_fraction=options.tune_fraction,
+            group_by=options.group_by if bench is None else [*options.group_by, "subset"],
+            confidence=options.confidence,
+            seed=options.seed,
         ),
         **({} if bench is None else {NAME: bench}),
         "solutions_file": SOLUTIONS_FILE,
     }
-    folder: Path = args.output_dir
+    folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with write_rows(folder / SOLUTIONS_FILE) as write:
         write({**row, "step_values": solution.values} for row, solution in zip(rows, solutions, strict=True))
-    if args.plot != "none":
-        save(draw(results), folder / f"verifier_evaluation.{args.plot}")
+    if options.plot != "none":
+        save(draw(results), folder / f"verifier_evaluation.{options.plot}")
     write_text(folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
     _print(results)
     print(f"Results: {folder / RESULTS_FILE}, with the values of each solution next to it")
     return 0
 
 
-def _is_process_bench(args: argparse.Namespace) -> bool:
-    return args.dataset.partition(":")[0] == NAME and not Path(args.dataset).exists()
+def _is_process_bench(options: Options) -> bool:
+    return options.dataset.partition(":")[0] == NAME and not Path(options.dataset).exists()
 
 
-def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    if _is_process_bench(args):
-        return read_process_bench(args.dataset.partition(":")[2] or None, args.limit)
-    found = list(open_rows(args.dataset, args.dataset_config, args.dataset_split).head(args.limit))
+def _rows(options: Options) -> list[dict[str, Any]]:
+    if _is_process_bench(options):
+        return read_process_bench(options.dataset.partition(":")[2] or None, options.limit)
+    found = list(open_rows(options.dataset, options.dataset_config, options.dataset_split).head(options.limit))
     for index, row in enumerate(found):
-        where = row_place(index, args.dataset)
-        missing = [name for name in (args.prompt_column, "completions", "labels") if row.get(name) is None]
+        where = row_place(index, options.dataset)
+        missing = [name for name in (options.prompt_column, "completions", "labels") if row.get(name) is None]
         if missing:
             raise ValueError(
                 f"{where} has no {' and no '.join(missing)}; its columns are {', '.join(sorted(row))}. A stepwise row "
                 "has a prompt, completions (its steps) and labels. Convert it, for instance with "
                 "trl_prl.verifier.formats."
             )
-        read_text(row[args.prompt_column], f"{where} has a {args.prompt_column!r} that")
+        read_text(row[options.prompt_column], f"{where} has a {options.prompt_column!r} that")
         read_steps(row["completions"], f"{where} has a 'completions' that")
         read_labels(row["labels"], f"{where} has a label that")
     if not found:
-        raise ValueError(f"{args.dataset} has no rows, so there is nothing to evaluate. Give a file with solutions.")
+        raise ValueError(
+            f"{options.dataset} has no rows, so there is nothing to evaluate. Give a file with solutions."
+        )
     return found
 
 
-def score_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> list[ScoredSolution]:
+def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[ScoredSolution]:
     """Score the labelled steps of every row.
 
     Args:
         rows (`Sequence[Mapping]`):
             Stepwise rows.
-        args (`argparse.Namespace`):
+        options ([`Options`]):
             Verifier, separator and device.
 
     Returns:
@@ -152,19 +152,19 @@ def score_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> l
     from trl_prl.steps.split import get_splitter
 
     verifier: Any = load_process_reward(
-        args.verifier,
-        device=args.device or default_device(),
-        dtype=args.dtype,
-        max_batch_tokens=args.batch_tokens,
+        options.verifier,
+        device=options.device or default_device(),
+        dtype=options.dtype,
+        max_batch_tokens=options.batch_tokens,
     )
-    prompt_format = PromptFormat.from_dict(vars(args))
+    prompt_format = options.prompts()
     warn_of_other_prompts(verifier, prompt_format.prompt_of(rows[0]), prompt_format)
-    collected = collected_settings(args.dataset)
+    collected = collected_settings(options.dataset)
     if collected is not None and "splitter" in collected:
         splitter = get_splitter(collected["splitter"], step_length=collected.get("step_length", 256))
         warn_of_other_splitter(verifier, splitter)
     # A shell hands over a backslash and an n.
-    separator = args.step_separator.replace("\\n", "\n")
+    separator = options.step_separator.replace("\\n", "\n")
     solutions = []
     with ProgressBar() as bar:
         meter = Meter(len(rows), bar.update)
@@ -174,7 +174,7 @@ def score_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> l
             prompts = [prompt_format.prompt_of(row) for row in chunk]
             _, values = score_prefixes(verifier, prompts, steps, [is_finished(row) for row in chunk])
             for row, prompt, scores in zip(chunk, prompts, values, strict=True):
-                given = (args.prompt_column, "completions", "labels")
+                given = (options.prompt_column, "completions", "labels")
                 columns = {name: value for name, value in row.items() if name not in given}
                 known = [None if score != score else score for score in scores]
                 solutions.append(ScoredSolution(prompt, known, list(row["labels"]), columns))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trl_prl.jobs.config import option
 from trl_prl.storage.files import write_text
 
 from .report import how_to_open, write_report
@@ -42,22 +43,29 @@ COLUMNS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument("--output_dir", type=Path, default=Path("quickstart-out"), help="folder of plots and results")
-    parser.add_argument("--seed", type=int, default=0, help="seed of both parts")
-    parser.add_argument("--planted_steps", type=int, default=100, help="optimizer steps of each run of part 1")
-    parser.add_argument("--arithmetic_steps", type=int, default=150, help="optimizer steps of each run of part 2")
-    parser.add_argument("--problems", type=int, default=128, help="held-out problems per length in part 2")
+@dataclass(frozen=True)
+class Options:
+    """How much to train, and where to write.
+
+    Raises:
+        `ValueError`: When a number leaves nothing to run.
+    """
+
+    output_dir: str = option("quickstart-out", "folder of plots and results")
+    seed: int = option(0, "seed of both parts")
+    planted_steps: int = option(100, "optimizer steps of each run of part 1")
+    arithmetic_steps: int = option(150, "optimizer steps of each run of part 2")
+    problems: int = option(128, "held-out problems per length in part 2")
+
+    def __post_init__(self) -> None:
+        for name in ("planted_steps", "arithmetic_steps", "problems"):
+            if (number := getattr(self, name)) < 1:
+                raise ValueError(f"--{name} is {number}, which leaves nothing to run. Pass a positive number.")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Run both parts, draw the plots, write the report and print the tables."""
-    for name in ("planted_steps", "arithmetic_steps", "problems"):
-        if getattr(args, name) < 1:
-            raise ValueError(
-                f"--{name} is {getattr(args, name)}, which leaves nothing to run. Pass a positive number."
-            )
+    folder = Path(options.output_dir)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet()
     import torch
@@ -74,18 +82,18 @@ def run(args: argparse.Namespace) -> int:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        planted = run_planted(progress, args.seed, args.planted_steps)
-        runs_dir = args.output_dir / "runs"
-        arithmetic = run_arithmetic(progress, args.seed, args.arithmetic_steps, args.problems, runs_dir)
-    draw(planted, arithmetic, args.output_dir)
-    results = {"seed": args.seed, "planted": planted, "arithmetic": arithmetic}
-    write_text(args.output_dir / "results.json", json.dumps(results, indent=1))
+        planted = run_planted(progress, options.seed, options.planted_steps)
+        runs_dir = folder / "runs"
+        arithmetic = run_arithmetic(progress, options.seed, options.arithmetic_steps, options.problems, runs_dir)
+    draw(planted, arithmetic, folder)
+    results = {"seed": options.seed, "planted": planted, "arithmetic": arithmetic}
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     console.print(planted_table(planted))
     console.print(arithmetic_table(arithmetic))
     console.print("avg@8: share of right answers; pass@8: share of problems with a right one among 8 samples.\n")
-    report = args.output_dir / "report.html"
-    write_report([args.output_dir], report, title="trl-prl quickstart")
-    console.print(f"Plots and numbers: {args.output_dir}/planted.png, arithmetic.png, results.json", soft_wrap=True)
+    report = folder / "report.html"
+    write_report([folder], report, title="trl-prl quickstart")
+    console.print(f"Plots and numbers: {folder}/planted.png, arithmetic.png, results.json", soft_wrap=True)
     console.print(f"Every sampled step, coloured by its credit: {how_to_open(report)}", soft_wrap=True)
     console.print("\n".join(("", *learned(planted, arithmetic))), soft_wrap=True)
     return 0

@@ -5,29 +5,41 @@ TRL_PRL_TOKEN=... trl-prl serve --verifier Qwen/Qwen2.5-Math-PRM-7B --host 0.0.0
 
 from __future__ import annotations
 
-import argparse
 import os
+from dataclasses import dataclass
 
+from trl_prl.jobs.config import option, require
 from trl_prl.prms.remote import TOKEN_VARIABLE
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand."""
-    parser.add_argument("--verifier", required=True, help="folder, hub id or module:name, with options behind commas")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
-    parser.add_argument("--max_batch", type=int, default=256, help="most solutions of a batch (default: 256)")
-    parser.add_argument("--batch_tokens", type=int, default=16384, help="most tokens of a forward (default: 16384)")
-    parser.add_argument("--device", help="device of the model (default: the accelerator if there is one)")
-    parser.add_argument("--dtype", default="auto", help="precision, such as bfloat16 (default: that of the weights)")
+@dataclass(frozen=True)
+class Options:
+    """What to serve, and where.
+
+    Every field is an option of `trl-prl serve` and a key of its YAML file.
+
+    Raises:
+        `ValueError`: When no verifier is given.
+    """
+
+    verifier: str = option("", "folder, hub id or module:name, with options behind commas")
+    host: str = option("127.0.0.1", "address to listen at; by default this machine alone")
+    port: int = option(8000, "port to listen at")
+    max_batch: int = option(256, "most solutions of a batch")
+    batch_tokens: int = option(16384, "most tokens of a forward")
+    device: str | None = option(None, "device of the model; by default the accelerator if there is one")
+    dtype: str = option("auto", "precision, such as bfloat16; by default that of the weights")
+
+    def __post_init__(self) -> None:
+        require(self, "verifier")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Serve until interrupted.
 
     Args:
-        args (`argparse.Namespace`):
-            Parsed arguments.
+        options ([`Options`]):
+            What to serve.
 
     Returns:
         `int`: 0.
@@ -46,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
             "`pip install 'trl-prl[serve]'`."
         ) from error
     token = os.environ.get(TOKEN_VARIABLE)
-    if args.host not in ("127.0.0.1", "localhost", "::1") and not token:
+    if options.host not in ("127.0.0.1", "localhost", "::1") and not token:
         raise ValueError(
-            f"The service would listen at {args.host} without a token, so that whoever reaches this machine could use "
-            f"it. Set the environment variable {TOKEN_VARIABLE} here and for the clients, or listen at 127.0.0.1."
+            f"The service would listen at {options.host} without a token, so that whoever reaches this machine could "
+            f"use it. Set the environment variable {TOKEN_VARIABLE} here and for the clients, or listen at 127.0.0.1."
         )
     # Here, so that `--help` answers without torch.
     from trl_prl.jobs.options import quiet_libraries
@@ -57,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     process_reward = load_process_reward(
-        args.verifier,
-        device=args.device or default_device(),
-        dtype=args.dtype,
-        max_batch_tokens=args.batch_tokens,
+        options.verifier,
+        device=options.device or default_device(),
+        dtype=options.dtype,
+        max_batch_tokens=options.batch_tokens,
     )
-    app = create_app(process_reward, token=token, max_batch=args.max_batch)
-    print(f"Serving {args.verifier} at http://{args.host}:{args.port}, documented at /docs", flush=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+    app = create_app(process_reward, token=token, max_batch=options.max_batch)
+    print(f"Serving {options.verifier} at http://{options.host}:{options.port}, documented at /docs", flush=True)
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
     return 0
