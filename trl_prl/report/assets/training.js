@@ -37,7 +37,7 @@ function lastOf(group, name, split) {
 }
 
 function runTable() {
-  const columns = [["reward", "train", "reward, last tenth"], ["reward", "eval", "evaluation reward, last"], ["process/advantage_share", "train", "process share of the advantages"],
+  const columns = [["reward", "train", "reward, last tenth"], ["reward", "eval", "evaluation reward, last"], ["process/advantage_share", "train", "process share"],
     ["process/kl_to_go", "train", "KL-to-go, nats"], ["completions/mean_length", "train", "tokens per completion"]]
     .filter(([name, split]) => DATA.runs.some((run) => (run.metrics[split] || {})[name]));
   const sameModel = new Set(DATA.groups.map((group) => group.model)).size === 1;
