@@ -33,23 +33,6 @@ SYSTEM_PROMPT = (
 )
 
 _NAMES = ("Mia", "Noah", "Zoe", "Liam", "Ava", "Omar", "Lena", "Hugo", "Nina", "Ivan", "Rosa", "Theo")
-    "Mia",
-    "Noah",
-    "Zoe",
-    "Liam",
-    "Ava",
-    "Omar",
-    "Lena",
-    "Hugo",
-    "Nina",
-    "Ivan",
-    "Rosa",
-    "Theo",
-    "Aisha",
-    "Kenji",
-    "Clara",
-    "Mateo",
-]
 # What is counted; how it is gained, lost, and what it comes in.
 _THEMES = (
     ("stickers", ("finds", "is given", "buys"), ("gives away", "loses"), ("packs", "sheets")),
