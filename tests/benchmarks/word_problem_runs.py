@@ -1,0 +1,237 @@
+"""GRPO, PRL and PAV on a small language model and word problems, from a supervised start to search with a verifier.
+
+    python tests/benchmarks/word_problem_runs.py --model SmolLM2-135M-Instruct --out runs/words --parallel 6
+    python tests/benchmarks/word_problem_runs.py --out runs/words --stage report
+
+Without `--stage` all is done, in an order that leaves something to report whenever time runs out: the supervised
+start; training with GRPO and PRL, in processes of their own beside the collection of step values and the training of a
+verifier; training with PAV as soon as there is a verifier; search. After `--budget` seconds no stage is begun, and
+training ends in time for its last evaluation. What is finished is kept, and not done again. `--size name=value`
+changes any of the sizes of `word_problem_stages.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import machine, machine_text, spread, table
+
+
+RUNS = "GRPO:0 PRL:0 PAV:0 GRPO:1 PRL:1 PAV:1"
+STAGES = ("sft", "evaluate", "collect", "verifier", "rl", "search", "report", "all")
+# Kept for the last evaluations of the training runs, and to write what there is.
+SECONDS_TO_END = 15.0
+
+
+def make_lab(args: argparse.Namespace) -> Any:
+    """The stages' common ground; here, as it brings in everything heavy."""
+    import torch
+    from word_problem_stages import PRESETS, Lab
+
+    torch.set_num_threads(args.threads)
+    sizes = PRESETS[args.preset]
+    kinds = {field.name: type(getattr(sizes, field.name)) for field in dataclasses.fields(sizes)}
+    given = dict(text.split("=", 1) for text in args.size)
+    sizes = dataclasses.replace(sizes, **{name: kinds[name](value) for name, value in given.items()})
+    return Lab(args.out, args.model, args.device, sizes, args.until)
+
+
+def run_stage(name: str, args: argparse.Namespace, lab: Any) -> None:
+    """Do one stage in this process."""
+    import word_problem_stages as stages
+
+    compute: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+        "sft": ("sft", stages.supervised_start),
+        "evaluate": ("start", stages.evaluate_start),
+        "collect": ("collection", stages.collect_values),
+        "verifier": ("verifier", stages.train_verifier),
+        "search": ("search", stages.search),
+    }
+    if name == "rl":
+        run = stages.Run.parse(args.run)
+        lab.await_result("sft")
+        lab.once(run.name, lambda: stages.train_run(lab, run))
+    else:
+        lab.once(compute[name][0], lambda: compute[name][1](lab))
+
+
+def begin_run(run: str, args: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Begin a training run in a process of its own."""
+    command = [sys.executable, __file__, "--stage", "rl", "--run", run, "--threads", "2"]
+    for name in ("model", "out", "device", "preset", "until"):
+        command += [f"--{name}", str(getattr(args, name))]
+    log = (args.out / f"log-{run.replace(':', '-seed').replace(',', '-').replace('=', '-')}.txt").open("ab")
+    return subprocess.Popen([*command, "--size", *args.size], stdout=log, stderr=log)
+
+
+def drive(args: argparse.Namespace) -> None:
+    """Do everything, as far as there is time."""
+    began, waiting, running = time.time(), args.runs.split(), list[tuple[str, subprocess.Popen[bytes]]]()
+    # Those that need no verifier do not wait for one.
+    waiting.sort(key=lambda run: run.startswith("PAV"))
+
+    def fill() -> None:
+        while waiting and sum(process.poll() is None for _, process in running) < args.parallel:
+            running.append((waiting[0], begin_run(waiting.pop(0), args)))
+
+    if args.parallel > 1:
+        fill()  # they get ready while the start is trained, and wait for it
+    lab = make_lab(args)
+    lab.path("setup").write_text(
+        json.dumps({"sizes": dataclasses.asdict(lab.sizes), "machine": machine(), "model": Path(args.model).name})
+    )
+    for name in ("sft", "evaluate", "collect", "verifier", "search"):
+        if time.time() > args.until:
+            print(f"{name}: no time left", flush=True)
+            continue
+        try:
+            run_stage(name, args, lab)
+        except Exception:
+            # The other stages may still do; what needs this one fails too, and says so.
+            traceback.print_exc()
+        fill()
+    while running and time.time() < args.until + SECONDS_TO_END:
+        fill()
+        if all(process.poll() is not None for _, process in running) and not waiting:
+            break
+        time.sleep(0.2)
+    for run, process in running:
+        if process.poll() is None:
+            process.kill()
+        print(f"{run}: exit {process.wait()}", flush=True)
+    lab.path("total").write_text(json.dumps({"seconds": time.time() - began}))
+
+
+# ---- the report ----
+
+
+def gather(folder: Path) -> dict[str, Any]:
+    """Results of all stages and runs that are there, by name, without what is only of use beside them."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text())
+        if path.stem.startswith("run-"):
+            data["curve"] = [round(value, 4) for value in data["curve"]]
+            data["length"] = [None if value is None else round(value, 1) for value in data["length"]]
+            data["step_seconds"] = [round(value, 2) for value in data["step_seconds"]]
+        found[path.stem] = data
+    return found
+
+
+def at_step(run: dict[str, Any], step: int) -> dict[str, float]:
+    """Scores of a run at an optimizer step."""
+    return run["scores"][str(step)]
+
+
+def runs_table(found: dict[str, Any]) -> str:
+    """Every method at the last optimizer step at which all its runs were evaluated, and at the last one of all."""
+    runs = [data for name, data in found.items() if name.startswith("run-")]
+    if not runs:
+        return ""
+    steps = [set(map(int, run["scores"])) for run in runs]
+    common = max(set.intersection(*steps), default=None)
+    header = ["policy", "seeds", "optimizer steps", "avg", "pass@4", "KL", "s per step", "sampled completions"]
+    rows: list[list[Any]] = []
+    if "start" in found:
+        scores = found["start"]["scores"]
+        rows.append(["start", "", 0, f"{scores['avg']:.1f}", f"{scores['pass@4']:.1f}", "0", "", 0])
+    for label in dict.fromkeys(run["label"] for run in runs):
+        members = [run for run in runs if run["label"] == label]
+        own = max(set.intersection(*[set(map(int, run["scores"])) for run in members]), default=None)
+        for step in sorted({common, own} - {None}):
+            scores = [at_step(run, step) for run in members]
+            ended = [run["kl"] for run in members if run["optimizer_steps"] == step]
+            kl = spread(ended, 2) if ended else ""
+            pace = spread([sum(run["step_seconds"]) / len(run["step_seconds"]) for run in members])
+            found_at = [spread([s[name] for s in scores]) for name in ("avg", "pass@4")]
+            rows.append([label, len(members), step, *found_at, kl, pace, step * members[0]["completions_per_step"]])
+    return table(header, rows)
+
+
+def search_table(found: dict[str, Any]) -> str:
+    """Accuracy and sampled tokens of every way to search."""
+    data = found["search"]["accuracy"]
+    rows = [
+        [name, point["n"], f"{point['tokens']:.0f}", f"{point['accuracy']:.1f}"]
+        for name, points in data.items()
+        for point in points
+    ]
+    return table(["search", "n", "sampled tokens per problem", "right, %"], rows)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Keep the results in one file, and write their tables next to it."""
+    found = gather(args.out)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(found, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+    sizes = found["setup"]["sizes"]
+    parts = [
+        f"{found['setup']['model']} on {sizes['test_problems']} test problems of two to four calculations, "
+        f"{sizes['test_samples']} samples each; mean (lowest to highest) of the seeds, %; KL to the start in nats per "
+        f"completion\n\n{runs_table(found)}"
+    ]
+    if "sft" in found:
+        curve = ", ".join(f"{100 * value:.0f} % after {step}" for step, value in found["sft"]["curve"].items())
+        parts.append(
+            f"Supervised start, avg@4 on tuning problems by optimizer steps of {sizes['sft_batch']}: {curve}.\n"
+        )
+    if "collection" in found and "verifier" in found:
+        spending, verifier = found["collection"]["spending"], found["verifier"]
+        lines = verifier["lines"]
+        held_out = [verifier["metrics"].get(f"eval_{name}", math.nan) for name in ("auroc", "brier")]
+        parts.append(
+            f"Verifier: {spending['num_rollouts']:,} rollouts, {spending['num_sampled_tokens']:,} sampled tokens. "
+            f"Held-out labels: AUROC {held_out[0]:.2f}, Brier {held_out[1]:.3f} (a constant: "
+            f"{verifier['brier_of_constant']:.3f}). Right against wrong lines of {lines['num_lines']}: AUROC "
+            f"{lines['auroc']:.2f}, the policy's own log-probability {lines['auroc_of_log_probability']:.2f}.\n"
+        )
+    if "search" in found:
+        parts.append(f"{found['search']['num_problems']} test problems of three and four calculations\n\n")
+        parts[-1] += search_table(found)
+    seconds = {name: data["seconds"] for name, data in found.items() if isinstance(data, dict) and "seconds" in data}
+    parts.append("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ".\n")
+    parts.append(machine_text(found["setup"]["machine"]) + "\n")
+    text = "\n".join(parts)
+    args.output.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, default="all")
+    parser.add_argument("--run", default="GRPO:0", help="with --stage rl: a method, its settings and a seed")
+    parser.add_argument("--runs", default=RUNS, help="training runs, such as 'GRPO:0 PAV,alpha=5:0'")
+    parser.add_argument("--model", default="", help="folder or Hub id of the chat model to begin with")
+    parser.add_argument("--out", type=Path, default=Path("runs/words"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--preset", choices=("gpu", "tiny"), default="gpu")
+    parser.add_argument("--size", nargs="*", default=[], help="sizes as name=value")
+    parser.add_argument("--parallel", type=int, default=1, help="training runs at a time")
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
+    parser.add_argument("--until", type=float, default=math.inf, help="the same as a time of the clock")
+    parser.add_argument("--output", type=Path, default=Path("docs/figures/word_problems.json"))
+    args = parser.parse_args()
+    args.until = min(args.until, time.time() + args.budget - (SECONDS_TO_END if args.budget < math.inf else 0))
+    if args.stage == "report":
+        report(args)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.stage == "all":
+        drive(args)
+    else:
+        run_stage(args.stage, args, make_lab(args))
+
+
+if __name__ == "__main__":
+    main()
