@@ -7,8 +7,8 @@ A test that fails on TRL's trainer too (a model without a stand-in, another rele
     git clone --depth 1 https://github.com/huggingface/trl ../trl     # best at the tag of the installed release
     python tests/scripts/trl_own_tests.py --trl ../trl --out trl-own-tests.json
 
-The trainers stand in the place of `GRPOTrainer` with their own defaults: PRL with its `beta`, PAV with a process reward
-that gives each step its length. It exits with 1 where a test differs.
+The trainers stand in the place of `GRPOTrainer` with their own defaults: PRL with its `beta`, PAV with a process
+reward that gives each step its length. It exits with 1 where a test differs.
 """
 
 from __future__ import annotations
