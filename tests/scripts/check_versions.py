@@ -1,10 +1,10 @@
-"""Test the trainers with the oldest and the newest releases they promise to work with, each in an environment of its own.
+"""Test the trainers with the oldest and the newest supported releases, each in an environment of its own.
 
     python tests/scripts/check_versions.py                       # all, or what is missing in the output
     python tests/scripts/check_versions.py --environments oldest --again
 
-`oldest` has the lowest releases that pyproject.toml allows, `newest` whatever pip finds today, the others the newest on
-other Pythons, where these are installed. Each runs the contract tests, the tests of the trainers and those of the
+`oldest` has the lowest releases that pyproject.toml allows, `newest` whatever pip finds today, the others the newest
+on other Pythons, where these are installed. Each runs the contract tests, the tests of the trainers and those of the
 verifier's trainer. The outcome goes to `docs/figures/versions.json`, and from there as a table into
 `docs/trl_compatibility.md`. Environments take several gigabytes each where PyTorch brings CUDA.
 """
