@@ -158,7 +158,7 @@ def test_bad_files_are_named(verifier_path: str, tmp_path: Path, capsys: pytest.
         (broken, "out.jsonl", "Line 2 of"),
         (listed, "out.jsonl", "Line 1 of"),
         (empty, "out.jsonl", "has no rows"),
-        (tmp_path / "absent.jsonl", "out.jsonl", "No such file"),
+        (tmp_path / "absent.jsonl", "out.jsonl", "is not here"),
         (tmp_path / "absent.parquet", "out.jsonl", "absent.parquet"),
         (good, "out.csv", "Use a name that ends with"),
         (good, "broken.jsonl", "exists, and would be lost"),
