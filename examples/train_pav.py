@@ -10,9 +10,10 @@ accelerate launch examples/train_pav.py --config examples/configs/pav.yaml \
 
 `--process_reward` takes whatever `load_process_reward` does, see docs/public_prms.md: a public process reward model or
 a verifier trained with examples/train_verifier.py, by folder or hub id, with options behind commas
-(`...,load_in_4bit=true`); the address of a `trl-prl serve` on another machine (`http://10.0.0.7:8000`); or
-`my_rewards:step_values`, where `my_rewards.py` lies where the command is run and holds a function in TRL's
-reward-function convention, one level deeper. One that does not value prompts needs --initial_value too.
+(`...,load_in_4bit=true`; `...,refresh_every=10` refreshes a verifier during the run, best with --best_of_k 4); the
+address of a `trl-prl serve` on another machine (`http://10.0.0.7:8000`); or `my_rewards:step_values`, where
+`my_rewards.py` lies where the command is run and holds a function in TRL's reward-function convention, one level
+deeper. One that does not value prompts needs --initial_value too.
 
     def step_values(prompts, steps, answer, **columns):
         return [[probability_of_success(...) for step in completion_steps] for completion_steps in steps]

@@ -20,6 +20,7 @@ from .families import FAMILIES, Family
 from .heads import LabelTokenClassifier
 from .implicit import ImplicitProcessReward
 from .model import PublicProcessReward
+from .refresh import OnlineVerifier
 
 
 # Options of models in this process, which commands pass whatever they are given.
@@ -62,8 +63,8 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
             Branch, tag or commit on the hub.
         **options:
             Options of the family (`system_prompt`, `number_steps`, `step_separator`), of [`ImplicitProcessReward`],
-            [`RemoteProcessReward`] and [`JudgeProcessReward`], and `initial_value` and `max_length`. The others, such
-            as `device_map`, are passed to `from_pretrained`.
+            [`RemoteProcessReward`] and [`JudgeProcessReward`], of `OnlineVerifier` (`refresh_every`), `initial_value`
+            and `max_length`. The others, such as `device_map`, are passed to `from_pretrained`.
 
     Returns:
         [`ProcessReward`]: The process reward.
@@ -188,7 +189,13 @@ def _load_model_reward(
     if family == "verifier":
         given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
         given["device"] = None if "device_map" in kwargs else device
-        return ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
+        refresh = _take(options, OnlineVerifier.__init__)
+        verifier = ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
+        if not refresh:
+            return verifier
+        return OnlineVerifier(
+            verifier.model, verifier.tokenizer, verifier.settings, verifier.max_batch_tokens, **refresh
+        )
     if isinstance(family, str) and family in FAMILIES:
         family = FAMILIES[family](**_take(options, FAMILIES[family]))
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
