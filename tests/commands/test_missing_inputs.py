@@ -50,10 +50,7 @@ def cases(templates: dict[str, str]) -> list[tuple[str, str, str]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    rows = [
-        {**row, "completion": "3\n#3", "completions": ["3\n", "#3"], "labels": [1, 0]}
-        for row in arithmetic_dataset("train", 2, seed=0)
-    ]
+    rows = [{**row, "completion": "3\n#3"} for row in arithmetic_dataset("train", 2, seed=0)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     labelled = {"prompt": "1+2=", "completions": ["3\n", "#3"], "labels": [1.0, 1.0]}
     (tmp_path / "labelled.jsonl").write_text(json.dumps(labelled) + "\n")

@@ -28,9 +28,17 @@ from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl import RemoteProcessReward, load_process_reward
 from trl_prl.commands.main import main
-from trl_prl.prms.server import create_app
-from trl_prl.rewards.checks import check_process_reward
+from trl_prl.prms.server import create_app, describe
+from trl_prl.prompts.format import PromptFormat
+from trl_prl.rewards.checks import (
+    check_process_reward,
+    warn_of_other_prompts,
+    warn_of_other_splitter,
+    warn_of_second_best_of_k,
+)
 from trl_prl.rewards.scoring import score_values
+from trl_prl.steps.split import get_splitter
+from trl_prl.verifier.settings import VerifierSettings
 
 
 class LengthReward:
@@ -228,6 +236,30 @@ class Scores(JsonServer):
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         info = {"name": "s", "returns": "values", "has_initial_values": False, "step_splitter": None}
         return {"step_scores": [[0.5] * len(row) for row in body["steps"]]} if body else {**info, "step_length": None}
+
+
+def test_what_a_served_verifier_was_trained_with_reaches_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    made = PromptFormat(prompt_template="Q: {prompt}")
+    stored: dict[str, Any] = {"step_splitter": "fixed", "step_length": 7, "best_of_k": 4, "prompt_type": "text"}
+    verifier = build_verifier(build_tokenizer(), prompts=made, **stored)
+
+    class Served(JsonServer):
+        def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+            return describe(verifier).model_dump()
+
+    with running(Served()) as server:
+        remote = RemoteProcessReward(server.url)
+    assert remote.settings == VerifierSettings(prompts=made, **stored)
+    warn_of_other_prompts(remote, "Q: 1+1=", made)
+    warn_of_other_splitter(remote, get_splitter("fixed", step_length=7))
+    assert not caplog.records
+    warn_of_other_prompts(remote, "1+1=", PromptFormat())
+    warn_of_other_splitter(remote, get_splitter("newline"))
+    warn_of_second_best_of_k(remote, 2)
+    assert [
+        record.message.count(word)
+        for record, word in zip(caplog.records, ("prompt_template", "step_length=7", "best of 8"), strict=True)
+    ] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from trl_prl.generation.server_calls import PassingError, ServerCalls, UnusableAnswerError
+from trl_prl.prompts.format import PromptFormat
 from trl_prl.verifier.rows import VerifierSettings
 
 
@@ -105,7 +106,11 @@ class RemoteProcessReward:
         self.returns = str(self.info["returns"])
         """`"values"` or `"advantages"`, as of the served process reward."""
         self.settings = VerifierSettings(
-            step_splitter=self.info.get("step_splitter"), step_length=self.info.get("step_length") or 256
+            step_splitter=self.info.get("step_splitter"),
+            step_length=self.info.get("step_length") or 256,
+            best_of_k=self.info.get("best_of_k") or 1,
+            prompts=PromptFormat.from_dict(self.info["prompts"]) if self.info.get("prompts") else None,
+            prompt_type=self.info.get("prompt_type"),
         )
         self.__name__ = str(self.info["name"])
         if self.info["has_initial_values"]:
