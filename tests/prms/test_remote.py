@@ -267,6 +267,7 @@ def test_what_a_served_verifier_was_trained_with_reaches_the_client(caplog: pyte
     [
         "trickle",
         "no json",
+        "too deep",
         {"step_scores": [[0.5]]},
         {"step_scores": [[0.5, 0.5, 0.5], [0.5]]},
         {"step_scores": [["high", 0.5], [0.5]]},
@@ -284,6 +285,23 @@ def test_what_is_no_answer_is_asked_for_again(action: Any) -> None:
         server.plan = [action] * 100
         with pytest.raises(ConnectionError, match="no answer to /score that can be used, in 2 attempts"):
             impatient(["a", "b"], [["x", "y"], ["z"]])
+
+
+def test_an_answer_with_anything_in_it_is_used_or_named() -> None:
+    with running(Scores()) as server:
+        remote = RemoteProcessReward(server.url, max_attempts=1)
+        for scores in [[[0.5, 0.5], [[1]]], [[0.5, 0.5], [math.inf]], [[0.5, 0.5], [10**400]], [[0.5, True], [None]]]:
+            server.plan = [{"step_scores": scores}]
+            with (
+                pytest.raises(ConnectionError, match="an answer that is none to /score")
+                if (scores[1] != [None])
+                else contextlib.nullcontext()
+            ):
+                assert remote(["a", "b"], [["x", "y"], ["z"]])[0] == [0.5, 1.0]
+        for changed in ({"returns": None}, {"has_initial_values": "no"}, {"step_splitter": 5}, {"step_length": [1]}):
+            server.plan = [changed]
+            with pytest.raises(ConnectionError, match=f"none to /info, with .* as its {next(iter(changed))}"):
+                RemoteProcessReward(server.url, max_attempts=1)
 
 
 def test_tokens() -> None:
