@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from trl_prl.storage.row_values import json_value
 
 from .limits import MAX_CHARACTERS, shorten_row
 
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "trl-prl-run"
 FORMAT_VERSION = 1
@@ -116,7 +119,10 @@ class RunWriter:
         start = {"event": "start", "optimizer_step": optimizer_step, "time": time}
         if self.process_index == 0:
             path = self.folder / MANIFEST
-            starts = read_manifest(path).get("starts", []) if path.exists() else []
+            before = read_manifest(path) if path.exists() else {"starts": []}
+            if not before:
+                logger.warning(unreadable_manifest(path) + " It is written anew.")
+            starts = before.get("starts", [])
             whole = {"format": FORMAT, "version": FORMAT_VERSION, **manifest, "starts": [*starts, start]}
             # It holds the settings of a training.
             write_text(path, json.dumps(json_value(mask_secrets(whole)), indent=1, allow_nan=False), private=True)
@@ -181,7 +187,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        return {}
+    kinds = (isinstance(manifest.get("version", FORMAT_VERSION), int), isinstance(manifest.get("starts", []), list))
+    return manifest if all(kinds) else {}
+
+
+def unreadable_manifest(path: Path) -> str:
+    """What is said of a manifest that counts as empty."""
+    return f"{path} is missing, empty or torn, so method, model and settings of the earlier training are not known."
 
 
 def is_inside(path: Path, folder: Path) -> bool:
