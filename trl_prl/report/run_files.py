@@ -125,8 +125,15 @@ class RunWriter:
         start = {"event": "start", "optimizer_step": optimizer_step, "time": time}
         if self.process_index == 0:
             path = self.folder / MANIFEST
+<<<<<<< HEAD
             starts = read_manifest(path).get("starts") if path.exists() else []
             starts = starts if isinstance(starts, list) else []
+=======
+            before = read_manifest(path) if path.exists() else {"starts": []}
+            if not before:
+                logger.warning(unreadable_manifest(path) + " It is written anew.")
+            starts = before.get("starts", [])
+>>>>>>> findings
             whole = {"format": FORMAT, "version": FORMAT_VERSION, **manifest, "starts": [*starts, start]}
             with self._warns():
                 # It holds the settings of a training.
@@ -210,7 +217,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        return {}
+    kinds = (isinstance(manifest.get("version", FORMAT_VERSION), int), isinstance(manifest.get("starts", []), list))
+    return manifest if all(kinds) else {}
+
+
+def unreadable_manifest(path: Path) -> str:
+    """What is said of a manifest that counts as empty."""
+    return f"{path} is missing, empty or torn, so method, model and settings of the earlier training are not known."
 
 
 def is_inside(path: Path, folder: Path) -> bool:
