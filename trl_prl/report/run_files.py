@@ -125,15 +125,11 @@ class RunWriter:
         start = {"event": "start", "optimizer_step": optimizer_step, "time": time}
         if self.process_index == 0:
             path = self.folder / MANIFEST
-<<<<<<< HEAD
-            starts = read_manifest(path).get("starts") if path.exists() else []
-            starts = starts if isinstance(starts, list) else []
-=======
             before = read_manifest(path) if path.exists() else {"starts": []}
             if not before:
                 logger.warning(unreadable_manifest(path) + " It is written anew.")
             starts = before.get("starts", [])
->>>>>>> findings
+            starts = starts if isinstance(starts, list) else []
             whole = {"format": FORMAT, "version": FORMAT_VERSION, **manifest, "starts": [*starts, start]}
             with self._warns():
                 # It holds the settings of a training.
