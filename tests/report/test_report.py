@@ -136,6 +136,15 @@ def test_a_run_of_another_trainer_shows_the_log_of_its_last_checkpoint(tmp_path:
     assert run["metrics"]["eval"]["reward"] == [[10], [0.5]]
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"log_history": [', "[" * 100_000])
+def test_a_torn_state_of_a_trainer_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run" / "checkpoint-5" / "trainer_state.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"trainer_state.json is no state of a trainer"):
+        payload_of(tmp_path)
+
+
 def test_unreadable_lines_are_named(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     path = RunWriter(tmp_path / "run").completions_path

@@ -86,6 +86,8 @@ def test_csv_values_are_texts_and_empty_ones_null(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", r"Line 1 of '.*a.jsonl' is a list"),
         ("a.jsonl", b'[\n{"a": 1}]', r"Line 1 of .*name that ends with .json"),
         ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", r"Line 1 of .* no JSON"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", r"Line 1 of .* no JSON \(maximum recursion"),
+        ("a.json", b"[" * 100_000, r"a.json' cannot be read \(maximum recursion"),
         ("a.json", b'[{"a": 1}, 2]', r"Row 1 of '.*a.json' is a int"),
         ("a.json", b'[{"a": 1}', r"a.json' cannot be read"),
         ("a.jsonl", "ä".encode("latin-1"), r"a.jsonl' cannot be read .*not in UTF-8"),

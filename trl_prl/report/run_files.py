@@ -129,7 +129,6 @@ class RunWriter:
             if not before:
                 logger.warning(unreadable_manifest(path) + " It is written anew.")
             starts = before.get("starts", [])
-            starts = starts if isinstance(starts, list) else []
             whole = {"format": FORMAT, "version": FORMAT_VERSION, **manifest, "starts": [*starts, start]}
             with self._warns():
                 # It holds the settings of a training.
@@ -211,7 +210,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest; an unreadable one counts as empty, so that the rest of the record is not lost with it."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(manifest, dict):
         return {}
@@ -251,7 +250,7 @@ def read_run(folder: Path, is_shortened: bool = False) -> RecordedRun:
         )
     manifest = read_manifest(folder / FOLDER / MANIFEST)
     version = manifest.get("version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise ValueError(
             f"{folder} was recorded in format {version!r}, and this version of the package reads up to "
             f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade trl-prl`."
