@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-ray lint format typecheck docs docs-serve env clean help
+.PHONY: quickstart test test-ray test-versions lint format typecheck docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -25,6 +25,9 @@ test: lint typecheck docs  ## Run every check and every test
 
 test-ray: $(STAMP)  ## Test jobs on a Ray cluster of several nodes on this machine, a few minutes
 	$(PYTEST) -m ray
+
+test-versions: $(STAMP)  ## Test the oldest and newest supported releases, in environments of their own
+	$(BIN)/python tests/scripts/check_versions.py --again
 
 lint: $(STAMP)  ## Check formatting and style
 	$(BIN)/ruff format --check .

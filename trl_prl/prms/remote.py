@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any
 
 from trl_prl.generation.server_calls import PassingError, ServerCalls, UnusableAnswerError
+from trl_prl.prompts.format import PromptFormat
 from trl_prl.verifier.rows import VerifierSettings
 
 
@@ -22,6 +25,10 @@ _FIELDS = {
     "/score": ("step_scores",),
     "/initial_values": ("initial_values",),
     "/values": ("initial_values", "step_values"),
+}
+_INFO: Mapping[str, tuple[type, ...]] = {
+    **{"name": (str,), "returns": (str,), "has_initial_values": (bool,)},
+    **{"step_splitter": (str, NoneType), "step_length": (int, NoneType)},
 }
 
 
@@ -91,6 +98,7 @@ class RemoteProcessReward:
             max_wait=max_wait,
             backoff=0.2,
             concurrency=4 * len(self.urls),
+            secret=token,
             advice="Check that `trl-prl serve` runs there; a longer `timeout` or `max_wait` helps if it is slow or "
             "being restarted.",
         )
@@ -105,7 +113,11 @@ class RemoteProcessReward:
         self.returns = str(self.info["returns"])
         """`"values"` or `"advantages"`, as of the served process reward."""
         self.settings = VerifierSettings(
-            step_splitter=self.info.get("step_splitter"), step_length=self.info.get("step_length") or 256
+            step_splitter=self.info.get("step_splitter"),
+            step_length=self.info.get("step_length") or 256,
+            best_of_k=self.info.get("best_of_k") or 1,
+            prompts=PromptFormat.from_dict(self.info["prompts"]) if self.info.get("prompts") else None,
+            prompt_type=self.info.get("prompt_type"),
         )
         self.__name__ = str(self.info["name"])
         if self.info["has_initial_values"]:
@@ -156,14 +168,19 @@ class RemoteProcessReward:
 
 
 async def _info(client: Any, _: None) -> Any:
-    return await _answer(client, "GET", "/info")
+    info = await _answer(client, "GET", "/info")
+    for name, types in _INFO.items():
+        value = info.get(name) if isinstance(info, dict) else info
+        if type(value) not in types:
+            raise UnusableAnswerError(f"an answer that is none to /info, with {reprlib.repr(value)} as its {name}")
+    return info
 
 
 async def _ask(route: str, client: Any, chunk: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     answer = await _answer(client, "POST", route, json=chunk)
     try:
         found = {name: [_numbers(entry) for entry in answer[name]] for name in _FIELDS[route]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnusableAnswerError(f"an answer that is none to {route} ({type(error).__name__}: {error})") from error
     sizes = [len(row) for row in chunk.get("steps", ())]
     shapes: dict[str, list[Any]] = {"step_scores": sizes, "step_values": sizes}
@@ -197,7 +214,7 @@ async def _answer(client: Any, method: str, route: str, **fields: Any) -> Any:
         )
     try:
         return response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableAnswerError(f"an answer that is no JSON ({error})") from error
 
 
@@ -211,5 +228,12 @@ def _rows(prompts: Sequence[Any], steps: Sequence[Sequence[str]], columns: Mappi
 def _numbers(value: Any) -> Any:
     """A number or a list of them, where null stands for none."""
     if isinstance(value, list):
-        return [_numbers(entry) for entry in value]
-    return math.nan if value is None else float(value)
+        return [_number(entry) for entry in value]
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    number = math.nan if value is None else float(value)
+    if math.isinf(number):
+        raise ValueError(f"{number} is no score")
+    return number
