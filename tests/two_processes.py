@@ -20,7 +20,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def run_two_processes(
-    script: str, folder: Path, *words: str, launcher: Sequence[str] = TORCHRUN
+    script: str, folder: Path, *words: str, launcher: Sequence[str] = TORCHRUN, timeout: float = 500
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of tests/scripts on two real processes, to whatever end.
 
@@ -33,18 +33,22 @@ def run_two_processes(
             Its further arguments.
         launcher (`Sequence[str]`, *optional*):
             Module that starts the processes, and its arguments.
+        timeout (`float`, *optional*, defaults to `500`):
+            Seconds after which it counts as hanging.
 
     Returns:
         `subprocess.CompletedProcess`: With `stdout` and `stderr`.
     """
     command = [sys.executable, "-m", *launcher, f"tests/scripts/{script}", "--output-dir", str(folder), *words]
     environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    return subprocess.run(command, cwd=REPO_ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=REPO_ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def launch_two_processes(script: str, folder: Path, *words: str, launcher: Sequence[str] = TORCHRUN) -> None:
+def launch_two_processes(
+    script: str, folder: Path, *words: str, launcher: Sequence[str] = TORCHRUN, timeout: float = 500
+) -> None:
     """Run a script of tests/scripts on two real processes; what they find goes to the folder."""
-    done = run_two_processes(script, folder, *words, launcher=launcher)
+    done = run_two_processes(script, folder, *words, launcher=launcher, timeout=timeout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
