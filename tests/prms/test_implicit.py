@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tests.scripts.distributed_implicit import learn
 from tests.tiny_models import build_model, build_tokenizer, prompt_dataset
 from tests.trainer_runs import make_trainer, train_logs
+from tests.two_processes import launch_two_processes, load_ranks
 from trl_prl.prms.implicit import ImplicitProcessReward
 from trl_prl.prms.load import load_process_reward
 
@@ -208,21 +206,17 @@ def test_resume_is_exact(tiny_model_path: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, parameters[name]) for name, value in other.state_dict()["parameters"].items())
 
 
-def run_on_two_processes(output_dir: Path, repo_root: Path, *options: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["tests/scripts/distributed_implicit.py", "--output-dir", str(output_dir), *options]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    ranks = [torch.load(output_dir / f"{rank}.pt") for rank in range(2)]
+def run_on_two_processes(output_dir: Path, *options: str) -> list[dict[str, Any]]:
+    launch_two_processes("distributed_implicit.py", output_dir, *options)
+    ranks = load_ranks(output_dir)
     for name, value in ranks[0]["parameters"].items():
         assert torch.equal(value, ranks[1]["parameters"][name])
     return ranks
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path, repo_root: Path) -> None:
-    ranks, one = run_on_two_processes(tmp_path, repo_root), learn()
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    ranks, one = run_on_two_processes(tmp_path), learn()
     for name, expected in one["parameters"].items():
         torch.testing.assert_close(ranks[0]["parameters"][name], expected, atol=1e-6, rtol=0)
     for found in ranks:
@@ -230,9 +224,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, repo_root: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path, repo_root: Path) -> None:
+def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path) -> None:
     """Also where one of them has nothing to learn from, which still takes part."""
-    ranks = run_on_two_processes(tmp_path, repo_root, "--model", tiny_model_path)
+    ranks = run_on_two_processes(tmp_path, "--model", tiny_model_path)
     for found in ranks:
         assert [log["process/update/num_solutions"] for log in found["logs"]] == [4, 4]
     saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)

@@ -15,7 +15,7 @@ from tests.scripts.distributed_evaluation import half_right, train
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import text_values, train_logs, trainable
 from tests.training.test_callback import without_clock
-from tests.training.test_trainer_distributed import launch_two_processes
+from tests.two_processes import launch_two_processes
 from trl_prl.evaluation.samples import check_samples
 from trl_prl.training.evaluation_callback import EvaluationCallback
 from trl_prl.training.pav_config import PAVConfig
@@ -160,8 +160,8 @@ def test_mistakes_are_explained(tiny_model_path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_what_one_does(tiny_model_path: str, tmp_path: Path, repo_root: Path) -> None:
-    launch_two_processes("distributed_evaluation.py", tiny_model_path, tmp_path, repo_root)
+def test_two_processes_evaluate_what_one_does(tiny_model_path: str, tmp_path: Path) -> None:
+    launch_two_processes("distributed_evaluation.py", tmp_path, "--model", tiny_model_path)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)]
     one = train(tiny_model_path, tmp_path / "one", 1)
     for rank in ranks:
