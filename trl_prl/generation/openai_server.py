@@ -14,6 +14,11 @@ from .server_answers import AnswerReader
 from .server_calls import ask_openai, openai_calls
 
 
+# vLLM and SGLang take what a request leaves out from the model's generation config, whose top-k, least probability and
+# penalty of repetition would change the distribution in silence.
+_WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
 class OpenAIGenerator:
     """A [`Generator`] over OpenAI-compatible servers, through their completions endpoint.
 
@@ -128,9 +133,9 @@ class OpenAIGenerator:
 
         prompt = prompts[i]
         max_tokens = prompt.max_tokens or params.max_tokens
-        extra = {**({"top_k": params.top_k} if params.top_k else {}), **self.extra_body}
+        extra = {"top_k": params.top_k} if params.top_k else {}
         if not self.send_text:
-            extra = {"return_token_ids": True, "include_stop_str_in_output": True, **extra}
+            extra = {"return_token_ids": True, "include_stop_str_in_output": True, **_WHOLE_DISTRIBUTION, **extra}
         try:
             answer = await ask_openai(
                 client.completions.create,
@@ -142,7 +147,7 @@ class OpenAIGenerator:
                 top_p=params.top_p,
                 seed=request_seed(params.seed, key_of(prompts, i), sample),
                 **({"stop": list(params.stop)} if params.stop else {}),
-                extra_body=extra,
+                extra_body={**extra, **self.extra_body},
             )
         except openai.APIStatusError as error:
             raise ValueError(
