@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trl_prl.steps.token_pieces import TokenPieces
@@ -14,7 +15,7 @@ from .server_answers import AnswerReader
 from .server_calls import ask_openai, openai_calls
 
 
-# vLLM and SGLang take what a request leaves out from the model's generation config, whose top-k, least probability and
+# vLLM's server takes what a request leaves out from the model's generation config, whose top-k, least probability and
 # penalty of repetition would change the distribution in silence.
 _WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -109,6 +110,9 @@ class OpenAIGenerator:
             `ConnectionError`: When a request has got no answer that can be used, as often as it was made.
             `ValueError`: When a server refuses a request, gives no ids or has another tokenizer.
         """
+        if params.temperature == 0 and params.n > 1:
+            # They would be equal, and vLLM refuses to draw several.
+            return [row * params.n for row in self.generate(prompts, replace(params, n=1))]
 
         def run(pairs: list[tuple[int, int]], n: int) -> Iterator[list[Completion]]:
             drawn = self._calls.each(
