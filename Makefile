@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ SHARDED := $(VENV)-distributed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-ray test-distributed test-versions lint format typecheck docs docs-serve env clean help
+.PHONY: quickstart test test-ray test-distributed test-vllm test-versions lint format typecheck docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -22,8 +23,8 @@ quickstart: $(STAMP)  ## Train small policies with process rewards on the CPU, i
 	$(BIN)/trl-prl quickstart
 
 test: lint typecheck docs  ## Run every check and every test
-	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray and not sharded"
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray and not sharded"
+	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray and not sharded and not vllm"
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray and not sharded and not vllm"
 
 test-ray: $(STAMP)  ## Test jobs on a Ray cluster of several nodes on this machine, a few minutes
 	$(PYTEST) -m ray
@@ -33,6 +34,13 @@ test-versions: $(STAMP)  ## Test the oldest and newest supported releases, in en
 
 test-distributed: $(SHARDED)/.installed  ## Test trainings whose weights two processes share (ZeRO-2, ZeRO-3, FSDP2)
 	OMP_NUM_THREADS=1 $(SHARDED)/bin/python -m pytest -m sharded --durations 5
+
+test-vllm: $(VLLM_VENV)/.installed  ## Test generation, training and scoring with vLLM on the CPU, in its own environment
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm
+
+$(VLLM_VENV)/.installed: pyproject.toml constraints.txt tests/scripts/make_vllm_environment.py
+	$(PYTHON) tests/scripts/make_vllm_environment.py $(VLLM_VENV)
+	@touch $@
 
 lint: $(STAMP)  ## Check formatting and style
 	$(BIN)/ruff format --check .

@@ -54,6 +54,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_model_path() -> str:
+    """Folder of a small pretrained chat model: `$TRL_PRL_TEST_CHAT_MODEL`."""
+    given = os.environ.get("TRL_PRL_TEST_CHAT_MODEL", "")
+    if not Path(given, "config.json").is_file():
+        pytest.skip(f"no chat model: TRL_PRL_TEST_CHAT_MODEL={given!r} is no folder of a model")
+    return given
+
+
+@pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder with a tiny random Llama and its tokenizer. Shared by the session: treat it as read-only."""
     from tests.tiny_models import save_tiny_model

@@ -172,7 +172,12 @@ def test_prompts_are_sent_as_ids_one_per_request(misbehaving: Any, tokenizer: An
     assert [body["prompt"] for body in bodies] == [[5, 6, 7], [8, 9]]
     for body in bodies:
         assert (body["n"], body["max_tokens"], body["top_k"], body["stop"]) == (3, 7, 5, ["\n\n"])
+        assert (body["min_p"], body["repetition_penalty"]) == (0.0, 1.0)
     assert bodies[0]["seed"] != bodies[1]["seed"]
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, extra_body={"min_p": 0.1})
+    generator.generate(PROMPTS, SamplingParams())
+    # What is not asked for must be said, or the server takes it from the model's generation config.
+    assert (misbehaving.bodies[-1]["top_k"], misbehaving.bodies[-1]["min_p"]) == (-1, 0.1)
 
 
 def test_a_server_that_ignores_n_is_asked_once_per_sample(misbehaving: Any, tokenizer: Any) -> None:
@@ -185,6 +190,15 @@ def test_a_server_that_ignores_n_is_asked_once_per_sample(misbehaving: Any, toke
     assert len({body["seed"] for body in misbehaving.bodies}) == 8
     assert all(isinstance(body["prompt"], str) for body in misbehaving.bodies)
     assert generator.generate(PROMPTS, SamplingParams(n=4)) == samples
+
+
+def test_greedy_samples_are_asked_for_once(misbehaving: Any, tokenizer: Any) -> None:
+    """vLLM refuses several samples at temperature 0, which are equal."""
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer)
+    samples = generator.generate(PROMPTS, SamplingParams(n=3, temperature=0))
+    assert [body["n"] for body in misbehaving.bodies] == [1, 1]
+    assert [len(row) for row in samples] == [3, 3]
+    assert all(sample == row[0] for row in samples for sample in row)
 
 
 def test_one_short_answer_changes_no_later_request(misbehaving: Any, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trl_prl.steps.token_pieces import TokenPieces
@@ -12,6 +13,11 @@ from .engines import check_urls, key_of, tell
 from .sampling import request_seed
 from .server_answers import AnswerReader
 from .server_calls import ask_openai, openai_calls
+
+
+# vLLM's server takes what a request leaves out from the model's generation config, whose top-k, least probability and
+# penalty of repetition would change the distribution in silence.
+_WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 class OpenAIGenerator:
@@ -104,6 +110,9 @@ class OpenAIGenerator:
             `ConnectionError`: When a request has got no answer that can be used, as often as it was made.
             `ValueError`: When a server refuses a request, gives no ids or has another tokenizer.
         """
+        if params.temperature == 0 and params.n > 1:
+            # They would be equal, and vLLM refuses to draw several.
+            return [row * params.n for row in self.generate(prompts, replace(params, n=1))]
 
         def run(pairs: list[tuple[int, int]], n: int) -> Iterator[list[Completion]]:
             drawn = self._calls.each(
@@ -128,9 +137,9 @@ class OpenAIGenerator:
 
         prompt = prompts[i]
         max_tokens = prompt.max_tokens or params.max_tokens
-        extra = {**({"top_k": params.top_k} if params.top_k else {}), **self.extra_body}
+        extra = {"top_k": params.top_k} if params.top_k else {}
         if not self.send_text:
-            extra = {"return_token_ids": True, "include_stop_str_in_output": True, **extra}
+            extra = {"return_token_ids": True, "include_stop_str_in_output": True, **_WHOLE_DISTRIBUTION, **extra}
         try:
             answer = await ask_openai(
                 client.completions.create,
@@ -142,7 +151,7 @@ class OpenAIGenerator:
                 top_p=params.top_p,
                 seed=request_seed(params.seed, key_of(prompts, i), sample),
                 **({"stop": list(params.stop)} if params.stop else {}),
-                extra_body=extra,
+                extra_body={**extra, **self.extra_body},
             )
         except openai.APIStatusError as error:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from trl_prl.steps.token_pieces import TokenPieces
@@ -115,6 +116,8 @@ class VLLMServerGenerator:
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
         """Sample continuations, as [`Generator`] says. One request per prompt, the same number to every server."""
+        if params.temperature == 0 and params.n > 1:
+            return [row * params.n for row in self.generate(prompts, replace(params, n=1))]
         with ThreadPoolExecutor(8 * len(self._clients)) as pool:
             drawn = pool.map(lambda i: self._sample(i, prompts, params), range(len(prompts)))
             return [tell(self.on_sample, found) for found in drawn]

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from trl_prl.types import ProcessReward
-from trl_prl.verifier.loading import check_causal
+from trl_prl.verifier.loading import check_causal, load_verifier_tokenizer
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 from .checkpoint import FAMILY_NAMES, check_weights, read_checkpoint, recognise
@@ -21,6 +21,7 @@ from .heads import LabelTokenClassifier
 from .implicit import ImplicitProcessReward
 from .model import PublicProcessReward
 from .refresh import OnlineVerifier
+from .remote import PooledModel, RemoteProcessReward
 
 
 # Options of models in this process, which commands pass whatever they are given.
@@ -61,6 +62,9 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
             Most tokens of a batch.
         revision (`str`, *optional*):
             Branch, tag or commit on the hub.
+        vllm (`str`, *optional*):
+            Address of `vllm serve MODEL --runner pooling`, which then runs the model; its config and tokenizer are
+            read here.
         **options:
             Options of the family (`system_prompt`, `number_steps`, `step_separator`), of [`ImplicitProcessReward`],
             [`RemoteProcessReward`] and [`JudgeProcessReward`], of `OnlineVerifier` (`refresh_every`), `initial_value`
@@ -95,8 +99,6 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
 
 def _load_named(path: str, options: dict[str, Any]) -> ProcessReward:
     if path.startswith(("http://", "https://")):
-        from .remote import RemoteProcessReward
-
         return RemoteProcessReward(path.split(","), **_for_no_model(RemoteProcessReward.__init__, options))
     if options.get("family") == "judge":
         from .judge import JudgeProcessReward
@@ -174,6 +176,7 @@ def _load_model_reward(
     device: Any = None,
     max_batch_tokens: int = 16384,
     revision: str | None = None,
+    vllm: str | None = None,
     **options: Any,
 ) -> ProcessReward:
     checkpoint = read_checkpoint(path, revision)
@@ -184,8 +187,14 @@ def _load_model_reward(
             f"Got family={family!r}, which is not known here. Use one of {', '.join(FAMILY_NAMES)}, or a "
             "`trl_prl.prms.families.Family` that says how the model is asked and read."
         )
-    check_weights(checkpoint)
+    if vllm is None:
+        check_weights(checkpoint)
     kwargs = _loading_arguments(options, checkpoint.config, device)
+    served = None if vllm is None else _served(path, vllm, family, revision)
+    if family == "verifier" and served is not None:
+        _for_no_model(lambda: None, options)
+        tokenizer = load_verifier_tokenizer(path, revision)
+        return ProcessAdvantageVerifier(served, tokenizer, max_batch_tokens=max_batch_tokens)
     if family == "verifier":
         given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
         given["device"] = None if "device_map" in kwargs else device
@@ -206,8 +215,20 @@ def _load_model_reward(
     made |= _take(options, PublicProcessReward.__init__)
     if not isinstance(family, Family):
         raise TypeError(f"`family` is {family!r}, but a name or a `trl_prl.prms.families.Family` says how to ask.")
+    if served is not None:
+        _for_no_model(lambda: None, options)
+        return PublicProcessReward(served, tokenizer, family, **made)
     model = _load_model(path, family, tokenizer, revision=revision, **kwargs, **options)
     return _on_device(PublicProcessReward(model, tokenizer, family, **made), device, kwargs)
+
+
+def _served(path: str, url: str, family: Any, revision: str | None) -> PooledModel:
+    if family in ("implicit", "skywork"):
+        raise ValueError(
+            f"Got vllm={url!r} for '{path}' of the family {family!r}, whose scores vLLM's pooling runner cannot "
+            "compute. Serve it with `trl-prl serve`, or leave `vllm` out."
+        )
+    return PooledModel(url, AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
 
 
 def _load_implicit(

@@ -1,0 +1,65 @@
+"""A verifier behind vLLM's pooling runner, here a small server that answers as vLLM does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.json_server import JsonServer, running
+from trl_prl import load_process_reward
+from trl_prl.demo.arithmetic import arithmetic_verifier_path
+from trl_prl.verifier.model import ProcessAdvantageVerifier
+
+
+PROMPTS, STEPS = ["1+2-3+4=", "9-8+7+6="], [["3\n", "0\n", "#4"], []]
+
+
+class PoolingServer(JsonServer):
+    """The shipped verifier's logits of every token of a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = ProcessAdvantageVerifier.from_pretrained(arithmetic_verifier_path()).model.eval()
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not body:
+            return {"data": [{"id": "served"}]}
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([body["input"]])).logits[0].tolist()
+        return {"data": [{"index": 0, "data": logits}]}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PoolingServer]:
+    with running(PoolingServer()) as server:
+        yield server
+
+
+def served(server: PoolingServer, **options: Any) -> Any:
+    return load_process_reward(arithmetic_verifier_path(), vllm=server.url.removesuffix("/v1"), **options)
+
+
+def test_values_are_those_of_the_model_in_this_process(server: PoolingServer) -> None:
+    expected = load_process_reward(arithmetic_verifier_path()).score_solutions(PROMPTS, STEPS)  # type: ignore[attr-defined]
+    server.plan = [{}, 503, "hang up", {"data": []}]
+    found = served(server, device="cpu", max_batch_tokens=20).score_solutions(PROMPTS, STEPS)
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    assert [len(row) for row in found[1]] == [3, 0]
+    assert found[1][0] == pytest.approx(expected[1][0], abs=1e-5)
+    asked = {key: server.bodies[-1][key] for key in ("model", "task", "use_activation")}
+    assert asked == {"model": "served", "task": "token_classify", "use_activation": False}
+
+
+def test_another_model_is_noticed(server: PoolingServer) -> None:
+    verifier = served(server)
+    server.plan = [{"data": [{"data": [[0.0, 1.0]]}]}] * 9
+    with pytest.raises(ValueError, match=r"with 1 rows of \[2\] numbers, not with 1 logits of each token"):
+        verifier(PROMPTS[:1], STEPS[:1])
+
+
+def test_options_that_nothing_heeds_are_refused(server: PoolingServer) -> None:
+    with pytest.raises(ValueError, match="Got the option 'colour', which nothing would heed"):
+        served(server, colour="red")
