@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.scripts.distributed_implicit import learn
 from tests.tiny_models import build_model, build_tokenizer, prompt_dataset
 from tests.trainer_runs import make_trainer, train_logs
 from tests.two_processes import launch_two_processes, load_ranks
+from trl_prl.demo.arithmetic import ArithmeticProblem, arithmetic_policy_path
+from trl_prl.demo.arithmetic_prover import continue_solution
 from trl_prl.prms.implicit import ImplicitProcessReward
 from trl_prl.prms.load import load_process_reward
 
@@ -123,6 +128,30 @@ def test_it_learns_outcomes_and_which_step_decides_them() -> None:
         for row, texts in zip(scores, held_out, strict=True)
     ]
     assert sum(deciding) > 40  # 20 by chance
+
+
+def test_it_learns_arithmetic_from_outcomes() -> None:
+    """Sums of two numbers, by a prover that errs in a line of five: only the answer says which solutions are right."""
+    path = arithmetic_policy_path()
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    torch.manual_seed(0)
+    reward = ImplicitProcessReward(model, tokenizer, learning_rate=5e-3, lora_rank=8, beta=0.2)
+    numbers, generator = random.Random(0), np.random.default_rng(0)
+
+    def solutions(count: int) -> tuple[list[str], list[list[str]], list[float | None]]:
+        problems = [
+            ArithmeticProblem((numbers.randint(1, 9), numbers.choice((-1, 1)) * numbers.randint(1, 9)))
+            for _ in range(count)
+        ]
+        texts = [continue_solution(problem, "", 0.2, generator) or "" for problem in problems]
+        right = [float(text.endswith(f"#{one.answer}")) for text, one in zip(texts, problems, strict=True)]
+        return [one.prompt for one in problems], [text.splitlines(keepends=True) for text in texts], [*right]
+
+    prompts, steps, known = solutions(100)
+    for _ in range(10):
+        reward.update(*solutions(64))
+    sums = [sum(row) for row in reward(prompts, steps)]  # type: ignore[arg-type]
+    assert roc_auc_score(known, sums) > 0.65
 
 
 def test_its_state_goes_on_where_it_was() -> None:
