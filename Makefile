@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-ray test-vllm lint format typecheck docs docs-serve env clean help
+.PHONY: quickstart test test-ray test-versions test-vllm lint format typecheck docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -26,6 +26,9 @@ test: lint typecheck docs  ## Run every check and every test
 
 test-ray: $(STAMP)  ## Test jobs on a Ray cluster of several nodes on this machine, a few minutes
 	$(PYTEST) -m ray
+
+test-versions: $(STAMP)  ## Test the oldest and newest supported releases, in environments of their own
+	$(BIN)/python tests/scripts/check_versions.py --again
 
 test-vllm: $(VLLM_VENV)/.installed  ## Test generation, training and scoring with vLLM on the CPU, in its own environment
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm

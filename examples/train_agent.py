@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_prl import PAVConfig, PAVTrainer, TranscriptSegment
+from trl_prl.jobs.arguments import run_script
 
 
 @dataclass
@@ -127,4 +128,4 @@ def main(game: GameArguments, training: PAVConfig, model: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((GameArguments, PAVConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, GameArguments, PAVConfig, ModelConfig)

@@ -10,9 +10,10 @@ accelerate launch examples/train_pav.py --config examples/configs/pav.yaml \
 
 `--process_reward` takes whatever `load_process_reward` does, see docs/public_prms.md: a public process reward model or
 a verifier trained with examples/train_verifier.py, by folder or hub id, with options behind commas
-(`...,load_in_4bit=true`); the address of a `trl-prl serve` on another machine (`http://10.0.0.7:8000`); or
-`my_rewards:step_values`, where `my_rewards.py` lies where the command is run and holds a function in TRL's
-reward-function convention, one level deeper. One that does not value prompts needs --initial_value too.
+(`...,load_in_4bit=true`; `...,refresh_every=10` refreshes a verifier during the run, best with --best_of_k 4); the
+address of a `trl-prl serve` on another machine (`http://10.0.0.7:8000`); or `my_rewards:step_values`, where
+`my_rewards.py` lies where the command is run and holds a function in TRL's reward-function convention, one level
+deeper. One that does not value prompts needs --initial_value too.
 
     def step_values(prompts, steps, answer, **columns):
         return [[probability_of_success(...) for step in completion_steps] for completion_steps in steps]
@@ -25,9 +26,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_prl import PAVConfig, PAVTrainer, PromptFormat, load_rows
+from trl_prl.jobs.arguments import run_script
 from trl_prl.rewards.timed import load_reward
 
 
@@ -113,4 +115,4 @@ def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, PAVConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, DataArguments, PAVConfig, ModelConfig)

@@ -24,9 +24,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_prl import PRLConfig, PRLTrainer, PromptFormat, load_rows
+from trl_prl.jobs.arguments import run_script
 from trl_prl.rewards.timed import load_reward
 
 
@@ -99,4 +100,4 @@ def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, PRLConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, DataArguments, PRLConfig, ModelConfig)

@@ -18,9 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_prl import PAVRewardConfig, PAVRewardTrainer, load_rows
+from trl_prl.jobs.arguments import run_script
 from trl_prl.storage.row_sources import open_rows
 from trl_prl.verifier import formats as stepwise_formats
 from trl_prl.verifier.settings import follow_collection
@@ -102,4 +103,4 @@ def main(data: DataArguments, training: PAVRewardConfig, model: ModelConfig) -> 
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, PAVRewardConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, DataArguments, PAVRewardConfig, ModelConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -11,11 +12,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+JUNK: list[Any] = [None, "x", -1, 1e400, True, [], [None], {"a": 1}, "\ud800"]
+
+
+def with_junk(answer: Any) -> Iterator[Any]:
+    """The answer, each time with something else in the place of one of its parts."""
+    for name, part in answer.items() if isinstance(answer, dict) else enumerate(answer):
+        for other in [*JUNK, *(with_junk(part) if isinstance(part, dict | list) else ())]:
+            changed = copy.copy(answer)
+            changed[name] = other
+            yield changed
+
+
 class JsonServer(ThreadingHTTPServer):
     """Answers each request by `reply`, unless `plan` says otherwise.
 
     An action of `plan` is taken by one request: a status to fail with, `"hang up"`, `"stall"`, `"trickle"` (a byte now
-    and then, without end), `"no json"`, or a dictionary that is laid over the reply.
+    and then, without end), `"no json"`, `"too deep"` (lists in lists), or a dictionary that is laid over the reply.
 
     Attributes:
         bodies (`list[dict]`):
@@ -26,6 +39,8 @@ class JsonServer(ThreadingHTTPServer):
             Most requests at a time.
         delay (`float`):
             Seconds before each answer.
+        says (`str`):
+            What it says with a status to fail with.
     """
 
     daemon_threads = True
@@ -37,6 +52,7 @@ class JsonServer(ThreadingHTTPServer):
         self.plan: list[Any] = []
         self.open = self.most_open = 0
         self.delay = 0.0
+        self.says = "told to fail"
 
     @property
     def url(self) -> str:
@@ -77,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def act(self, action: Any, body: dict[str, Any]) -> None:
         if isinstance(action, int):
-            self.answer(action, b'{"error": {"message": "told to fail"}}')
+            self.answer(action, json.dumps({"error": {"message": self.server.says}}).encode())
         elif action == "hang up":
             self.connection.close()
         elif action == "stall":
@@ -90,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.1)
         elif action == "no json":
             self.answer(200, b"<html>welcome</html>")
+        elif action == "too deep":
+            self.answer(200, b"[" * 200_000)
         elif (why := self.server.refusal(body)) is not None:
             self.answer(400, json.dumps({"error": {"message": why}}).encode())
         else:

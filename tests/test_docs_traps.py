@@ -1,4 +1,4 @@
-"""The page of traps names tests that exist, and none is left without one."""
+"""The page of traps names tests that exist, none is left without one, and no page names a file that is not there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "traps.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "traps.md"
 ROWS = [
     line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ") and "| tests" not in line
 ]
@@ -38,3 +39,16 @@ def test_every_named_test_exists() -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_every_trap_has_a_test(row: str) -> None:
     assert re.search(r"`test_\w+\.py::\w+", row.split(" | ")[-1]), f"no test catches: {row}"
+
+
+def test_named_files_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "trl_prl").rglob("*.md")]
+    named = {
+        (page.relative_to(ROOT).as_posix(), name)
+        for page in pages
+        for name in re.findall(
+            r"\b(?:tests|examples|trl_prl|docs)/[\w/.-]+\.(?:py|md|yaml|json|png)", page.read_text("utf-8")
+        )
+    }
+    assert len(named) > 100
+    assert not {(page, name) for page, name in named if not (ROOT / name).is_file()}

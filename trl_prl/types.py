@@ -208,10 +208,10 @@ class ProcessReward(Protocol):
     One that learns while the policy does has a method
     `update(prompts, steps, outcomes, **columns) -> dict[str, float]`. [`PAVTrainer`] and [`ProcessRewardCallback`]
     call it after every rollout of the training, once its advantages are computed, on all processes together;
-    `outcomes` are the results of the first reward function, `None` where there is none, and what it returns is logged
-    as `process/update/<name>`, averaged over the processes. Its `state_dict()` is saved in checkpoints, and given to
-    `load_state_dict(state)` when a training is resumed. An attribute `is_trainable` that is False says that there is
-    nothing to update.
+    `outcomes` are the results of the first reward function, `None` where there is none, the columns are those above,
+    and what it returns is logged as `process/update/<name>`, averaged over the processes. Its `state_dict()` is saved
+    in checkpoints, and given to `load_state_dict(state)` when a training is resumed. An attribute `is_trainable` that
+    is False says that there is nothing to update.
     """
 
     def __call__(

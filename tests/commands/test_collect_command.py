@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -92,6 +93,7 @@ def test_output_is_a_stepwise_dataset(job: Path) -> None:
     assert metadata["splitter"] == "newline"
     assert metadata["prover"] == arithmetic_policy_path()
     card = (job / "values" / "README.md").read_text()
+    assert "null" not in card.split("---")[2]
     assert "sampled tokens" in card
 
 
@@ -356,6 +358,19 @@ def test_a_second_process_of_one_number_is_refused(tmp_path: Path) -> None:
     assert first.wait() == 0
     assert second.returncode == 2
     assert "Another process works as number 0" in second.stderr
+
+
+def test_prompts_of_solutions_that_another_splitter_cut_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pa.Table.from_pylist([json.loads(line) for line in write_prompts(tmp_path, 1).read_text().splitlines()])
+    made = json.dumps({"splitter": "sentence", "step_length": 256})
+    pq.write_table(table.replace_schema_metadata({"trl_prl": made}), tmp_path / "prompts.parquet")
+    for splitter, warns in (("sentence", False), ("newline", True)):
+        caplog.clear()
+        changes = {"splitter": splitter, "n_cov": 1, "n_mc": 1}
+        assert cli.main(options(tmp_path / splitter, tmp_path / "prompts.parquet", **changes)) == 0
+        assert ("would learn two kinds of steps" in caplog.text) == warns
 
 
 @pytest.mark.slow

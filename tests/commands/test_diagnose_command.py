@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.commands.test_collect_command import options, write_prompts
 from tests.provers import ArithmeticProver, ScriptedGenerator
@@ -21,7 +22,11 @@ from trl_prl.diagnosis.states import read_problems, sampled_states
 from trl_prl.generation.rollouts import Problem
 from trl_prl.steps.splitters import DelimiterSplitter
 from trl_prl.steps.token_pieces import TokenPieces
+from trl_prl.training.pav_config import PAVArguments
 from trl_prl.types import SamplingParams
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def rows_of(generator: Any, tokenizer: Any, params: MonteCarloParams) -> list[dict[str, Any]]:
@@ -149,6 +154,23 @@ def test_command_writes_table_json_and_plot(
     assert set(result["recommendation"]["by_verifier_error"]) == {"0.05", "0.1", "0.2"}
     assert sum(result["recommendation"]["probability_best"]) == pytest.approx(1)
     assert (job / "d.png").stat().st_size > 10_000
+
+
+def test_advice_on_alpha_agrees_with_the_trainer_the_configuration_and_the_walkthrough(job: Path) -> None:
+    """Where the advice differs from what the files have, both say so."""
+    default = PAVArguments().alpha
+    assert yaml.safe_load((ROOT / "examples/configs/pav.yaml").read_text())["alpha"] == default
+    walkthrough = (ROOT / "docs/tasks.md").read_text().split("## The whole pipeline by hand")[1]
+    assert f"`alpha` stays at the {default} of `pav.yaml`" in walkthrough
+    assert "--alpha" not in walkthrough
+    said = {}
+    for use in ("rl", "search"):
+        words = ["diagnose", str(job / "base"), "--use", use, "--resamples", "100", "--output", str(job / "advice")]
+        assert cli.main(words) == 0
+        said[use] = json.loads((job / "advice").read_text())["words"][-1]
+    assert f"below it at {default}, which PAVConfig and pav.yaml have" in said["rl"]
+    assert "if off by 0.1, " in said["rl"]
+    assert "PAVConfig" not in said["search"]
 
 
 def test_same_seed_same_diagnosis_and_a_second_prover_is_joined(job: Path) -> None:

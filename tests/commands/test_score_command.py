@@ -158,7 +158,7 @@ def test_bad_files_are_named(verifier_path: str, tmp_path: Path, capsys: pytest.
         (broken, "out.jsonl", "Line 2 of"),
         (listed, "out.jsonl", "Line 1 of"),
         (empty, "out.jsonl", "has no rows"),
-        (tmp_path / "absent.jsonl", "out.jsonl", "No such file"),
+        (tmp_path / "absent.jsonl", "out.jsonl", "is not here"),
         (tmp_path / "absent.parquet", "out.jsonl", "absent.parquet"),
         (good, "out.csv", "Use a name that ends with"),
         (good, "broken.jsonl", "exists, and would be lost"),
@@ -215,3 +215,19 @@ def test_options_may_come_from_a_file(verifier_path: str, tmp_path: Path) -> Non
     (tmp_path / "score.yaml").write_text(f"verifier: {verifier_path}\nfile: {source}\nlimit: 1\n")
     assert main(["score", "--config", str(tmp_path / "score.yaml"), "--output", str(tmp_path / "out.jsonl")]) == 0
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+
+
+def test_steps_that_another_splitter_cut_are_named(
+    verifier_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The verifier knows lines; the collected rows say what cut them."""
+    import pyarrow.parquet
+
+    table = pyarrow.table({"prompt": ["Add 3.\n"], "completions": [["Then 4.", " 5.\n"]], "labels": [[1.0, 0.5]]})
+    for splitter, warns in (("newline", False), ("sentence", True)):
+        source = tmp_path / f"{splitter}.parquet"
+        made = json.dumps({"splitter": splitter, "step_length": 256})
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"trl_prl": made}), source)
+        caplog.clear()
+        assert score(verifier_path, source, tmp_path / f"{splitter}.jsonl") == 0
+        assert ("was trained on steps cut by `step_splitter='newline'`" in caplog.text) == warns

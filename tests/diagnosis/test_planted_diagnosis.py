@@ -103,7 +103,7 @@ def test_rare_success_is_noticed() -> None:
 
 @pytest.mark.slow
 def test_credit_ranks_provers_as_training_did(repo_root: Path) -> None:
-    """Against the measured optimizer steps to 90 %, for both base policies of `docs/experiments.md`."""
+    """Against the measured optimizer steps to 90 %, for both base policies of `docs/experiments/rare_solutions.md`."""
     measured = json.loads((repo_root / "docs" / "figures" / "planted.json").read_text())
     for iterations in (50, 10):
         runs = [[measured[f"b {iterations} gamma {g:g} seed {s}"] for g in GAMMAS] for s in range(5)]

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.json_server import JsonServer, running
+from tests.json_server import JsonServer, running, with_junk
 from tests.tiny_models import build_model, build_tokenizer
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.openai_server import OpenAIGenerator
 from trl_prl.generation.rollouts import Problem
+from trl_prl.generation.server_answers import AnswerReader
+from trl_prl.generation.server_calls import UnusableAnswerError
 from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
 from trl_prl.search.beams import beam_search
 from trl_prl.search.scoring import EffectiveReward
@@ -34,7 +37,7 @@ from trl_prl.types import Generator, Prompt, SamplingParams
 
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
-pytest.importorskip("openai", reason="needs the package openai: pip install trl-prl[openai]")
+openai: Any = pytest.importorskip("openai", reason="needs the package openai: pip install trl-prl[openai]")
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,9 @@ def overlaid(**fields: Any) -> dict[str, Any]:
 
 UNUSABLE = {
     "a malformed answer": "no json",
+    "malformed answer, with 5 as its text": overlaid(text=5),
+    "malformed answer, with 5 as its token_ids": overlaid(token_ids=5),
+    "with 'x' as its usage.completion_tokens": {"usage": {"completion_tokens": "x"}},
     "without any choice": {"choices": []},
     "of the model 'other'": {"model": "other"},
     "at most 4 were asked": overlaid(token_ids=[5] * 5),
@@ -229,7 +235,7 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize("action", [500, 429, "hang up", "stall", "trickle", *UNUSABLE.values()])
+@pytest.mark.parametrize("action", [500, 429, "hang up", "stall", "trickle", "too deep", *UNUSABLE.values()])
 def test_what_may_pass_is_repeated(misbehaving: Any, tokenizer: Any, action: Any) -> None:
     generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, timeout=0.5, backoff=0.01)
     expected = generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
@@ -245,6 +251,24 @@ def test_answers_that_stay_unusable_are_named(misbehaving: Any, tokenizer: Any, 
     with pytest.raises(ConnectionError, match=rf"the prompt with key 'a' that can be used, in 6 attempts.*{words}"):
         generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
     assert len(misbehaving.bodies) == 6
+
+
+@pytest.mark.parametrize("send_text", [False, True])
+def test_an_answer_with_anything_in_it_is_a_sample_or_named(tokenizer: Any, send_text: bool) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    num_named = 0
+    for answer in with_junk({"model": "tiny", "usage": usage, **overlaid(index=0)}):
+        if not isinstance(answer["choices"], list) or not answer["choices"]:
+            continue  # not read at all
+        reader = AnswerReader("tiny", tokenizer, TokenPieces(tokenizer), send_text=send_text)
+        try:
+            # What the client makes of an answer, without any check.
+            (sample,) = reader.read(openai.types.Completion.construct(**answer), 3, 4)
+            assert 0 < len(sample.token_ids) <= 4
+            assert {type(i) for i in sample.token_ids} == {int}
+        except (UnusableAnswerError, ValueError):
+            num_named += 1
+    assert num_named > 40
 
 
 def test_an_empty_text_is_a_sample_only_if_a_token_was_sampled(misbehaving: Any, tokenizer: Any) -> None:
@@ -297,6 +321,19 @@ def test_what_will_not_pass_is_not_repeated(misbehaving: Any, tokenizer: Any) ->
     misbehaving.plan = [overlaid(token_ids=None)]
     with pytest.raises(ValueError, match="does not return the ids"):
         generator.generate(PROMPTS[:1], SamplingParams())
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_a_key_that_a_server_repeats_is_in_no_message(misbehaving: Any, tokenizer: Any, status: int) -> None:
+    misbehaving.says = "Incorrect API key provided: plain-words-9."
+    misbehaving.plan = [status] * 9
+    url = misbehaving.url.replace("//", "//me:hidden-word@")
+    generator = OpenAIGenerator([url], "tiny", tokenizer, api_key="plain-words-9", max_retries=0)
+    with pytest.raises((ConnectionError, ValueError), match=r"provided: \*\*\*") as caught:
+        generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "plain-words-9" not in shown
+    assert "hidden-word" not in str(caught.value)
 
 
 def test_another_server_takes_over(misbehaving: Any, tokenizer: Any) -> None:

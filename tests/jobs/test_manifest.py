@@ -95,7 +95,8 @@ def test_path_of_the_data_set_does_not_matter_but_its_rows_do(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "is empty"), ("{", "is not the JSON object"), ("[1]", "is not the")]
+    ("text", "message"),
+    [("", "is empty"), ("{", "is not the JSON object"), ("[1]", "is not the"), ("[" * 200_000, "is not the")],
 )
 def test_manifests_that_were_edited_are_named(tmp_path: Path, text: str, message: str) -> None:
     open_manifest(tmp_path, {"seed": 1})

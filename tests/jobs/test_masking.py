@@ -21,6 +21,23 @@ from trl_prl.jobs.masking import mask_secrets
         ("http://host/v1?api_key=abc&n=2", "http://host/v1?api_key=***&n=2"),
         ("Incorrect API key provided: sk-abcdefgh1234.", "Incorrect API key provided: sk-***."),
         (["hf_abcdefghij", ("Bearer abcdef123",)], ["hf_***", ["Bearer ***"]]),
+        (
+            {"api_keys": ["a", {"b": "c"}], "access_tokens": ["d"]},
+            {"api_keys": ["***", {"b": "***"}], "access_tokens": ["***"]},
+        ),
+        ({"stop_tokens": ["</s>"], "num_tokens": [3]}, {"stop_tokens": ["</s>"], "num_tokens": [3]}),
+        ("http://me:p@ss@host/v1", "http://***@host/v1"),
+        (
+            "http://h/v1?access_token=abc&X-Amz-Signature=def&n=2",
+            "http://h/v1?access_token=***&X-Amz-Signature=***&n=2",
+        ),
+        ("You sent x-api-key: abc, no good", "You sent x-api-key: ***, no good"),
+        ('{"api_key": "abc", "n": 1}', '{"api_key": "***", "n": 1}'),
+        ("{'Authorization': 'Basic abc='}", "{'Authorization': 'Basic ***'}"),
+        (
+            "Use the key of the servers: --api_key, or fewer tokens: 3",
+            "Use the key of the servers: --api_key, or fewer tokens: 3",
+        ),
         ("ask-and-answer, user@host, 1 < 2", "ask-and-answer, user@host, 1 < 2"),
     ],
 )

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletion
 
-from tests.json_server import JsonServer, running
+from tests.json_server import JsonServer, running, with_junk
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import JudgeProcessReward, load_process_reward
 from trl_prl.commands.main import main
+from trl_prl.generation.server_calls import UnusableAnswerError
+from trl_prl.prms.judge import read_verdicts, yes_share
 from trl_prl.rewards.checks import check_process_reward
 from trl_prl.training.pav_config import PAVConfig
 from trl_prl.training.pav_trainer import PAVTrainer
@@ -132,7 +135,10 @@ def test_failures_are_tried_again(server: JudgeServer) -> None:
     assert len(server.bodies) == 3
 
 
-@pytest.mark.parametrize("action", ["trickle", "hang up", "no json", {"choices": []}, {"choices": None}])
+@pytest.mark.parametrize(
+    "action",
+    ["trickle", "hang up", "no json", {"choices": []}, {"choices": [None]}, {"usage": {"prompt_tokens": "x"}}],
+)
 def test_what_is_no_answer_is_asked_for_again(server: JudgeServer, action: Any) -> None:
     server.plan = [action, action]
     judge = JudgeProcessReward("m", server.url, timeout=0.5)
@@ -141,6 +147,26 @@ def test_what_is_no_answer_is_asked_for_again(server: JudgeServer, action: Any) 
     server.plan = [action] * 9
     with pytest.raises(ConnectionError, match="gave no answer to a judgement of 1 steps"):
         JudgeProcessReward("m", server.url, timeout=0.5, max_retries=1)(["a"], [["We add."]])
+
+
+@pytest.mark.parametrize("method", ["probability", "verdicts"])
+def test_an_answer_with_anything_in_it_is_used_or_named(server: JudgeServer, method: Any) -> None:
+    read = {"probability": yes_share, "verdicts": read_verdicts}[method]
+    asked = {"messages": [{"content": "Step 1: good"}], "logprobs": method == "probability"}
+    num_named = 0
+    for choice in with_junk(server.reply(asked)["choices"]):
+        try:
+            # What the client makes of an answer, without any check.
+            value = read(ChatCompletion.construct(choices=choice).choices[0], 1)
+            assert value is None or (0 <= value <= 1 if isinstance(value, float) else value == [1.0])
+        except (UnusableAnswerError, ValueError):
+            num_named += 1
+    assert num_named > 5
+
+
+def test_a_verdict_is_found_before_many_braces(server: JudgeServer) -> None:
+    server.words = "{}" + '{"a":' * 20_000
+    assert JudgeProcessReward("m", server.url, method="verdicts")(["q"], [["good"]]) == [[1.0]]
 
 
 def test_mistakes_are_explained(server: JudgeServer) -> None:

@@ -58,6 +58,8 @@ def test_another_model_is_noticed(server: PoolingServer) -> None:
     server.plan = [{"data": [{"data": [[0.0, 1.0]]}]}] * 9
     with pytest.raises(ValueError, match=r"with 1 rows of \[2\] numbers, not with 1 logits of each token"):
         verifier(PROMPTS[:1], STEPS[:1])
+    server.plan = [{"data": []}]
+    assert len(served(server)(PROMPTS, STEPS)[0]) == 3
 
 
 def test_options_that_nothing_heeds_are_refused(server: PoolingServer) -> None:

@@ -28,9 +28,17 @@ from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl import RemoteProcessReward, load_process_reward
 from trl_prl.commands.main import main
-from trl_prl.prms.server import create_app
-from trl_prl.rewards.checks import check_process_reward
+from trl_prl.prms.server import create_app, describe
+from trl_prl.prompts.format import PromptFormat
+from trl_prl.rewards.checks import (
+    check_process_reward,
+    warn_of_other_prompts,
+    warn_of_other_splitter,
+    warn_of_second_best_of_k,
+)
 from trl_prl.rewards.scoring import score_values
+from trl_prl.steps.split import get_splitter
+from trl_prl.verifier.settings import VerifierSettings
 
 
 class LengthReward:
@@ -230,11 +238,36 @@ class Scores(JsonServer):
         return {"step_scores": [[0.5] * len(row) for row in body["steps"]]} if body else {**info, "step_length": None}
 
 
+def test_what_a_served_verifier_was_trained_with_reaches_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    made = PromptFormat(prompt_template="Q: {prompt}")
+    stored: dict[str, Any] = {"step_splitter": "fixed", "step_length": 7, "best_of_k": 4, "prompt_type": "text"}
+    verifier = build_verifier(build_tokenizer(), prompts=made, **stored)
+
+    class Served(JsonServer):
+        def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+            return describe(verifier).model_dump()
+
+    with running(Served()) as server:
+        remote = RemoteProcessReward(server.url)
+    assert remote.settings == VerifierSettings(prompts=made, **stored)
+    warn_of_other_prompts(remote, "Q: 1+1=", made)
+    warn_of_other_splitter(remote, get_splitter("fixed", step_length=7))
+    assert not caplog.records
+    warn_of_other_prompts(remote, "1+1=", PromptFormat())
+    warn_of_other_splitter(remote, get_splitter("newline"))
+    warn_of_second_best_of_k(remote, 2)
+    assert [
+        record.message.count(word)
+        for record, word in zip(caplog.records, ("prompt_template", "step_length=7", "best of 8"), strict=True)
+    ] == [1, 2, 1]
+
+
 @pytest.mark.parametrize(
     "action",
     [
         "trickle",
         "no json",
+        "too deep",
         {"step_scores": [[0.5]]},
         {"step_scores": [[0.5, 0.5, 0.5], [0.5]]},
         {"step_scores": [["high", 0.5], [0.5]]},
@@ -252,6 +285,23 @@ def test_what_is_no_answer_is_asked_for_again(action: Any) -> None:
         server.plan = [action] * 100
         with pytest.raises(ConnectionError, match="no answer to /score that can be used, in 2 attempts"):
             impatient(["a", "b"], [["x", "y"], ["z"]])
+
+
+def test_an_answer_with_anything_in_it_is_used_or_named() -> None:
+    with running(Scores()) as server:
+        remote = RemoteProcessReward(server.url, max_attempts=1)
+        for scores in [[[0.5, 0.5], [[1]]], [[0.5, 0.5], [math.inf]], [[0.5, 0.5], [10**400]], [[0.5, True], [None]]]:
+            server.plan = [{"step_scores": scores}]
+            with (
+                pytest.raises(ConnectionError, match="an answer that is none to /score")
+                if (scores[1] != [None])
+                else contextlib.nullcontext()
+            ):
+                assert remote(["a", "b"], [["x", "y"], ["z"]])[0] == [0.5, 1.0]
+        for changed in ({"returns": None}, {"has_initial_values": "no"}, {"step_splitter": 5}, {"step_length": [1]}):
+            server.plan = [changed]
+            with pytest.raises(ConnectionError, match=f"none to /info, with .* as its {next(iter(changed))}"):
+                RemoteProcessReward(server.url, max_attempts=1)
 
 
 def test_tokens() -> None:

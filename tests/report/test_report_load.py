@@ -77,6 +77,25 @@ def long_rows(num_rows: int, size: int) -> list[dict[str, Any]]:
     return [{"optimizer_step": i, "steps": [f"{i:06} " + "x" * size], **common} for i in range(num_rows)]
 
 
+def test_what_is_escaped_counts(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "steps": ["<&>" * 6_000], "values": [0.5]} for i in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report([tmp_path / "rows.jsonl"], tmp_path / "page.html", max_megabytes=1.0)
+    frame = 300_000  # styles and scripts
+    assert (tmp_path / "page.html").stat().st_size < 1_000_000 + frame
+
+
+def test_numbers_and_nesting_beyond_what_python_takes_cost_no_report(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    rows = "[" * 200_000 + '\n{"prompt": "p", "steps": ["a", "b"], "values": [0.5, 1' + "0" * 400 + "]}\n"
+    (tmp_path / "rows.jsonl").write_text(rows)
+    write_report([tmp_path], tmp_path / "page.html", say=said.append)
+    assert [text.split(" cannot")[0] for text in said] == [str(tmp_path / "deep.json")]
+    (found,) = payload_of(tmp_path)["completions"]
+    assert found["val"] == [0.5, None]
+
+
 def test_completions_of_a_megabyte_make_a_small_page(tmp_path: Path) -> None:
     """Of 1,000 such completions, 100 here: reading them keeps only what is shown in memory."""
     writer = RunWriter(tmp_path / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import stat
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,70 @@ def test_secrets_of_the_settings_are_masked(tmp_path: Path) -> None:
     masked = {"hub_token": "***", "model_init_kwargs": {"token": "***"}, "url": "http://***@host/", "eos_token": "e"}
     assert json.loads(path.read_text())["config"] == masked
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_full_disk_warns_once_and_costs_only_what_does_not_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = RunWriter(tmp_path)
+    writer.start({}, 0, "now")
+    writer.write_completions([{"optimizer_step": 1, "steps": ["a"]}])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+    try:
+        for step in (2, 3):
+            writer.write_completions([{"optimizer_step": step, "steps": ["x" * 8_000]}])
+        writer.write_metrics("train", 3, {"loss": 0.5})
+        writer.start({"config": {"text": "x" * 8_000}}, 3, "later")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [record.getMessage() for record in caplog.records if "cannot be written" in record.message] == [
+        f"The record of this run in {writer.folder} cannot be written ([Errno 27] File too large), so reports will "
+        "lack a part of it. The training goes on; make room, or see what lies there."
+    ]
+    writer.write_completions([{"optimizer_step": 4, "steps": ["b"]}])
+    found = read_run(tmp_path)
+    assert [row["optimizer_step"] for row in found.completions] == [1, 4]
+    assert [row["metrics"] for row in found.metrics] == [{"loss": 0.5}]
+    assert not list(writer.folder.glob(".tmp-*"))
+
+
+def test_planted_links_are_neither_written_nor_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"optimizer_step": 1, "split": "train", "metrics": {"private": 1.0}}\n')
+    folder = tmp_path / "run" / "process"
+    folder.mkdir(parents=True)
+    for name in ("metrics.jsonl", "completions-00000.jsonl"):
+        (folder / name).symlink_to(other)
+    before = other.read_text()
+    writer = RunWriter(tmp_path / "run")
+    writer.start({}, 0, "now")
+    writer.write_metrics("train", 1, {"loss": 0.5})
+    assert other.read_text() == before
+    assert "cannot be written" in caplog.text
+    found = read_run(tmp_path / "run")
+    assert (found.metrics, found.completions) == ([], [])
+
+
+@pytest.mark.parametrize("starts", [7, None, "x"])
+def test_edited_records_are_read_as_far_as_they_go(tmp_path: Path, starts: Any) -> None:
+    writer = RunWriter(tmp_path)
+    writer.start({}, 0, "now")
+    manifest = writer.folder / "run.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "starts": starts}))
+    writer.start({}, 0, "later")
+    assert len(json.loads(manifest.read_text())["starts"]) == 1
+    good = {"optimizer_step": 1, "steps": ["a"], "rewards": {"r": 1.0}}
+    bad: list[dict[str, Any]] = [{"steps": 5}, {"rewards": [1]}, {"step_rewards": "x"}, {"optimizer_step": "1"}]
+    writer.write_completions([good, *({**good, **changes} for changes in bad)])
+    with writer.completions_path.open("a") as file:
+        file.write("[" * 200_000 + "\n")
+    found = read_run(tmp_path)
+    assert found.completions == [good]
+    assert found.num_unreadable == len(bad) + 1
+    manifest.write_text('{"version": "two"}')
+    with pytest.raises(ValueError, match="recorded in format 'two'"):
+        read_run(tmp_path)
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:

@@ -54,8 +54,22 @@ class Unpicklable(Exception):
         self.hook = lambda: code
 
 
+class Mute(Exception):
+    """An error that can neither be packed nor say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError
+
+
 def raising(completions: list[str], **columns: Any) -> list[float]:
     """Fails as the completion says."""
+    if completions[0] == "mute":
+        raise Mute
+    if completions[0] == "huge":
+        return [10**400]
     if completions[0] == "exit":
         sys.exit(3)
     if completions[0] == "unpicklable":
@@ -93,6 +107,8 @@ def test_an_exception_in_a_check_is_raised_not_reward_zero() -> None:
     [
         ("exit", RuntimeError, r"SystemExit\(3\)"),
         ("unpicklable", RuntimeError, "Unpicklable: the server says no"),
+        ("mute", RuntimeError, "raised Mute"),
+        ("huge", ValueError, "int too large to convert to float"),
         ("number", ValueError, "returned 1.0 for 1 completions"),
     ],
 )
@@ -157,6 +173,13 @@ def test_workers_share_the_checks() -> None:
     # Closed: no checker is left, whoever its parent was.
     time.sleep(0.2)
     assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+
+def test_a_module_that_ends_the_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_at_import.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"'ends_at_import:f', whose module ends the program .*SystemExit\(0\)"):
+        load_reward("ends_at_import:f")
 
 
 def test_settings_without_sense_are_refused() -> None:

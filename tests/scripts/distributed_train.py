@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
-from tests.tiny_models import EOS_TOKEN, prompt_dataset, token_reward
+from tests.tiny_models import EOS_TOKEN, build_tokenizer, prompt_dataset, token_reward
 from tests.trainer_runs import KINDS, make_trainer, move_away_from_reference, text_values, train_logs, trainable
+from tests.verifier_models import build_verifier_model
+from trl_prl.prms.refresh import OnlineVerifier
 
 
 GLOBAL_BATCH = 8
@@ -73,7 +75,24 @@ def failing(prompts: list[str], steps: list[list[str]], **columns: Any) -> list[
     return text_values(prompts, steps)
 
 
+def online_verifier() -> OnlineVerifier:
+    """A verifier that is refreshed after every rollout; the adapter that the first process begins with counts."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    torch.manual_seed(rank)
+    tokenizer = build_tokenizer()
+    return OnlineVerifier(
+        # Three rollouts a step: two for the first process, one for the second.
+        build_verifier_model(tokenizer),
+        tokenizer,
+        lora_rank=4,
+        refresh_every=1,
+        refresh_batch=3,
+        refresh_steps=2,
+    )
+
+
 PROCESS_REWARDS = {"pav": values_with_metrics, "pav-half": half_unscored, "pav-failing": failing}
+ONLINE = "pav-online"
 
 
 def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: int, **overrides: Any) -> Any:
@@ -81,7 +100,7 @@ def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: i
 
     Args:
         kind (`str`):
-            `"prl"` or one of `PROCESS_REWARDS`.
+            `"prl"`, one of `PROCESS_REWARDS` or `ONLINE`.
         model (`str`):
             Folder of the policy.
         output_dir (`Path`):
@@ -95,8 +114,8 @@ def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: i
         `PRLTrainer` or `PAVTrainer`: The trainer.
     """
     arguments: dict[str, Any] = {"rollout_func": fixed_rollout}
-    if kind in PROCESS_REWARDS:
-        arguments["process_reward"] = PROCESS_REWARDS[kind]
+    if kind != "prl":
+        arguments["process_reward"] = online_verifier() if kind == ONLINE else PROCESS_REWARDS[kind]
         overrides["calibration_steps"] = 1
         overrides["progress_scale"] = "outcome"
     trainer = make_trainer(
@@ -129,7 +148,8 @@ def train_and_collect(trainer: Any) -> dict[str, Any]:
             A recording trainer.
 
     Returns:
-        `dict`: World size, logs, parameters before and after, the completions table and this process's advantages.
+        `dict`: World size, logs, parameters before and after, the completions table, this process's advantages and
+        what its process reward has learned.
     """
     move_away_from_reference(trainer)
     start = trainable(trainer)
@@ -140,12 +160,14 @@ def train_and_collect(trainer: Any) -> dict[str, Any]:
         for record in trainer.losses
         for i, ids in enumerate(record["step_ids"])
     ]
+    state = getattr(trainer, "process_reward_state", None)
     return {
         "world_size": trainer.accelerator.num_processes,
         "logs": train_logs(trainer),
         "start": start,
         "parameters": trainable(trainer),
         "advantages": advantages,
+        "learned": {} if state is None else state.process_reward.state_dict()["parameters"],
         "table": {name: [plain(entry) for entry in column] for name, column in trainer._logs["extra"].items()},
     }
 
@@ -164,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--kinds", nargs="+", default=[*KINDS, "pav-half"])
+    parser.add_argument("--kinds", nargs="+", default=[*KINDS, "pav-half", ONLINE])
     options = parser.parse_args()
     torch.set_num_threads(1)
     for kind in options.kinds:

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from tests.scripts.distributed_train import make_fixed_trainer, train_and_collect
+from tests.scripts.distributed_train import ONLINE, make_fixed_trainer, train_and_collect
 from tests.trainer_runs import KINDS, make_trainer, run
 
 
@@ -75,11 +75,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     allow_fsdp_on_cpu()
-    for kind in KINDS:
+    for kind in (*KINDS, ONLINE):
         trainer = make_fixed_trainer(kind, options.model, options.output_dir / kind, num_processes=2, **FSDP)
         result = train_and_collect(trainer)
         assert_fsdp(trainer)
         torch.save(result, options.output_dir / f"{kind}-{torch.distributed.get_rank()}.pt")
+        if kind == ONLINE:
+            continue
         # TRL's generation gathers the sharded layers; what is sampled differs from a run on one process.
         sampled = make_trainer(kind, options.model, options.output_dir / kind, {}, beta=0.2, max_steps=1, **FSDP)
         assert_fsdp(run(sampled))

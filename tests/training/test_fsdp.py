@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.scripts.distributed_train import train
+from tests.scripts.distributed_train import ONLINE, train
 from tests.trainer_runs import KINDS
-from tests.training.test_trainer_distributed import assert_equal_runs, launch_two_processes
+from tests.training.test_trainer_distributed import assert_equal_refreshes, assert_equal_runs, launch_two_processes
 
 
 pytestmark = pytest.mark.slow
@@ -32,3 +32,9 @@ def test_fsdp2_equals_one_process(kind: str, two_processes: Path, tiny_model_pat
     ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
     # PRL's credit is the log-ratio to the reference, which is sharded too.
     assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))
+
+
+def test_fsdp2_refreshes_one_verifier(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
+    """The policy is sharded; the verifier is whole on both processes, and the same."""
+    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{ONLINE}-{rank}.pt") for rank in range(2)]
+    assert_equal_refreshes(ranks, train(ONLINE, tiny_model_path, tmp_path, num_processes=1))

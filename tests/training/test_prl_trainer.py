@@ -333,5 +333,6 @@ def test_model_card_names_the_method(tiny_model_path: str, dataset: Dataset, tmp
     trainer.save_model(str(tmp_path))
     trainer.create_model_card(model_name="x")
     card = (tmp_path / "README.md").read_text()
+    assert "None" not in card
     assert "2601.10201" in card
     assert "PRL" in card

@@ -299,6 +299,7 @@ def test_the_model_card_names_the_settings(tiny_model_path: str, tmp_path: Path)
     for _ in range(2):
         pav.create_model_card(model_name="x")
     card = (tmp_path / "pav" / "README.md").read_text()
+    assert "None" not in card
     for row in ("| process reward | text_values |", "| alpha | 1.5 |", "| credit | progress |"):
         assert card.count(row) == 1
 

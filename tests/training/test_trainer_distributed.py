@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.scripts.distributed_train import train
+from tests.scripts.distributed_train import ONLINE, train
 from tests.trainer_runs import KINDS, PROCESS_METRICS
 from trl_prl.report.run_files import read_run
 
@@ -108,6 +108,26 @@ def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path
     ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
     assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))
     assert_equal_records(two_processes / kind, tmp_path)
+
+
+def assert_equal_refreshes(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """Both processes hold the verifier that one process would have refreshed, and train with what it says."""
+    names = ("process/update/loss", "process/update/auroc", "process/update/grad_norm", "process/reward/mean", "loss")
+    for log, other, expected in zip(ranks[0]["logs"], ranks[1]["logs"], one["logs"], strict=True):
+        for name in set(names) & set(expected):
+            assert_close(log[name], expected[name], name)
+            assert_close(other[name], expected[name], name)
+    refreshed = [log for log in one["logs"] if "process/update/loss" in log]
+    assert [log["process/update/num_solutions"] for log in refreshed] == [8, 8]
+    assert any(value.any() for name, value in one["learned"].items() if "lora_B" in name)
+    for name, value in one["learned"].items():
+        torch.testing.assert_close(ranks[0]["learned"][name], value, rtol=0.0, atol=1e-6)
+        assert torch.equal(ranks[0]["learned"][name], ranks[1]["learned"][name])
+
+
+def test_two_processes_refresh_one_verifier(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
+    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{ONLINE}-{rank}.pt") for rank in range(2)]
+    assert_equal_refreshes(ranks, train(ONLINE, tiny_model_path, tmp_path, num_processes=1))
 
 
 def test_one_process_has_nothing_to_score(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:

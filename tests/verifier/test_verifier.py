@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -438,3 +439,23 @@ def test_labels_of_one_kind_calibrate_nothing(
     verifier.calibrate(["1+1=", "2+2="], [["2\n"], ["5\n", "x\n"]], [[0], [0, 0]])
     assert verifier.settings == before
     assert "was not calibrated: all labels it could be fitted to are 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("slope", "num_labels", "reason"),
+    [(1.0, 200, None), (-1.0, 200, "do not rise"), (0.0, 200, "do not rise"), (1.0, 9, "there are 9 labels")],
+)
+def test_a_fit_that_would_mislead_is_not_applied(
+    slope: float, num_labels: int, reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits = np.linspace(-2, 2, num_labels)
+    labels = 1 / (1 + np.exp(-slope * logits - 0.3)) if slope else 0.5 + 0.1 * np.cos(logits)
+    before = VerifierSettings()
+    after = before.calibrated(np.append(logits, np.nan), np.append(labels, 0.5))
+    if reason is None:
+        assert (after.temperature, after.offset) == pytest.approx((1.0, 0.3), abs=0.02)
+        assert not caplog.records
+    else:
+        assert after == before
+        assert len(caplog.records) == 1
+        assert f"was not calibrated: {reason}" in caplog.text.replace("its values ", "")

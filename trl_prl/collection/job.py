@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,14 @@ from trl_prl.steps.split import get_splitter
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.storage.files import write_text
 from trl_prl.types import Generator
+from trl_prl.verifier.settings import collected_splitter
 
 from .config import CollectConfig
 from .monte_carlo import estimate_step_values
 from .output import DATA_FILE, best_of_k_row, dataset_card, push, table_schema, write_table
+
+
+logger = logging.getLogger(__name__)
 
 
 class CollectWorker:
@@ -130,7 +135,16 @@ def collect(
     metadata = {"prover": prover_name(config), "best_of_k": config.best_of_k, **settings}
     schema = table_schema(dataset, config.prompt_column, metadata)
     # What cannot be made must not leave a folder that no corrected job can use.
-    get_splitter(config.splitter, step_length=config.step_length)
+    splitter = get_splitter(config.splitter, step_length=config.step_length)
+    cut_by = collected_splitter(config.dataset) if Path(config.dataset).exists() else None
+    if cut_by is not None and cut_by != splitter:
+        logger.warning(
+            "The solutions of '%s' were cut into steps by %r, and those collected here are cut by %r: a verifier of "
+            "both would learn two kinds of steps. Give the same --splitter, unless that is meant.",
+            config.dataset,
+            cut_by,
+            splitter,
+        )
     if make_worker is None:
         load_reward(config.reward)
         make_worker = partial(CollectWorker, config, dataset)

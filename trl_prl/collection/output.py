@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trl_prl.jobs.config import without_unset
 from trl_prl.jobs.masking import mask_secrets
 from trl_prl.metrics.sampling_estimates import pass_at_k
 from trl_prl.storage.files import replace_file
@@ -117,7 +118,8 @@ def dataset_card(settings: Mapping[str, Any], prover: str, spending: Mapping[str
     Returns:
         `str`: Markdown.
     """
-    rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in sorted(mask_secrets(settings).items()))
+    shown = sorted(without_unset(mask_secrets(settings)).items())
+    rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in shown)
     costs = "\n".join(f"| {name.removeprefix('num_').replace('_', ' ')} | {n:,} |" for name, n in spending.items())
     return f"""---
 tags:

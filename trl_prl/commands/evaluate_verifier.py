@@ -23,7 +23,7 @@ from trl_prl.storage.row_values import read_labels, read_steps, read_text, row_p
 from trl_prl.verifier.evaluation import ScoredSolution, evaluate_verifier
 from trl_prl.verifier.formats import add_separator
 from trl_prl.verifier.rows import is_finished
-from trl_prl.verifier.settings import collected_settings
+from trl_prl.verifier.settings import collected_splitter
 
 
 RESULTS_FILE = "verifier_evaluation.json"
@@ -149,7 +149,6 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
     from trl_prl.prms.load import default_device, load_process_reward
     from trl_prl.prms.scoring import score_prefixes
     from trl_prl.rewards.checks import warn_of_other_prompts, warn_of_other_splitter
-    from trl_prl.steps.split import get_splitter
 
     verifier: Any = load_process_reward(
         options.verifier,
@@ -159,9 +158,7 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
     )
     prompt_format = options.prompts()
     warn_of_other_prompts(verifier, prompt_format.prompt_of(rows[0]), prompt_format)
-    collected = collected_settings(options.dataset)
-    if collected is not None and "splitter" in collected:
-        splitter = get_splitter(collected["splitter"], step_length=collected.get("step_length", 256))
+    if (splitter := collected_splitter(options.dataset)) is not None:
         warn_of_other_splitter(verifier, splitter)
     # A shell hands over a backslash and an n.
     separator = options.step_separator.replace("\\n", "\n")

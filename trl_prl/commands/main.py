@@ -20,8 +20,7 @@ from types import FrameType
 from typing import Any
 
 from trl_prl import __version__
-from trl_prl.jobs.arguments import parse_options
-from trl_prl.jobs.masking import mask_secrets
+from trl_prl.jobs.arguments import check_words, describe, parse_options
 
 
 # Name of the subcommand: its module, and what `trl-prl --help` says about it.
@@ -91,7 +90,7 @@ def parse_command(command: Any, name: str, words: Sequence[str]) -> Any:
         return parse_options(command.Options, words, prog, description)
     parser = argparse.ArgumentParser(prog, description=description, allow_abbrev=False)
     command.add_arguments(parser)
-    return parser.parse_args(words)
+    return check_words(parser, words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,21 +162,6 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
         is_option = name.startswith("--")
         words.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if is_option else word)
     return words
-
-
-def describe(error: Exception) -> str:
-    """Say what went wrong in one line, also for exceptions whose message is bare or empty; secrets are masked.
-
-    Args:
-        error (`Exception`):
-            What a subcommand raised.
-
-    Returns:
-        `str`: The message.
-    """
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return str(mask_secrets(" ".join(str(error).split()))) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def learned(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping
         f"Learned: where success is rare, credit per step reached {rare[0]:.0f} % right, and the outcome alone "
         f"{rare[1]:.0f} %; on 4 terms GRPO went from {gain['before']:.1f} to {gain['GRPO']:.1f} %, PAV to "
         f"{gain['PAV, exact']:.1f} %.",
-        "Not learned: whether that holds beyond one seed, two toy tasks and exact step values; docs/experiments.md "
+        "Not learned: whether that holds beyond one seed, two toy tasks and exact step values; docs/experiments "
         "has seeds, spread and losses.",
     )
 

@@ -76,6 +76,7 @@ class ScoreWorker:
         from trl_prl.prms.scoring import splitter_for
         from trl_prl.rewards.checks import warn_of_other_splitter
         from trl_prl.steps.split import get_splitter
+        from trl_prl.verifier.settings import collected_splitter
 
         self.options = options
         self.verifier: Any = load_process_reward(
@@ -89,6 +90,8 @@ class ScoreWorker:
         if options.splitter is not None:
             step_length = getattr(getattr(self.verifier, "settings", None), "step_length", 256)
             warn_of_other_splitter(self.verifier, get_splitter(options.splitter, step_length=step_length))
+        elif options.column in (None, "completions") and (cut_by := collected_splitter(options.file)) is not None:
+            warn_of_other_splitter(self.verifier, cut_by)
         self._rows, self._next, self._compared = iter(options.rows()), 0, False
 
     def compute(self, rows: range, on_counts: OnCounts) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from rich.text import Text
 from trl_prl.jobs.config import option, require
 from trl_prl.prompts.chat import content_text
 from trl_prl.steps.splitters import SPLITTER_HELP
+from trl_prl.storage.missing import model_named
+from trl_prl.storage.row_files import existing
 from trl_prl.storage.row_sources import open_rows
 from trl_prl.storage.row_values import row_place
 
@@ -59,7 +61,7 @@ def read_completions(path: str | Path, column: str) -> list[Any]:
         `ValueError`: When a file cannot be read, no row has such a column, or it holds something else.
     """
     if str(path).endswith(".txt"):
-        return [Path(path).read_text(encoding="utf-8-sig")]
+        return [existing(Path(path)).read_text(encoding="utf-8-sig")]
     rows = list(open_rows(path))
     columns = dict.fromkeys(name for row in rows for name in row)
     if rows and column not in columns:
@@ -163,7 +165,8 @@ def run(options: Options) -> int:
     completions = read_completions(options.file, options.column)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
+    with model_named(options.tokenizer, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
     report = split_report(completions, splitter, tokenizer)
     if options.output == "json":
         print(json.dumps(asdict(report), indent=2, ensure_ascii=False))

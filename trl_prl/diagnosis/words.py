@@ -55,13 +55,20 @@ def describe(result: Mapping[str, Any]) -> list[str]:
 def _alpha_words(chosen: Mapping[str, Any], use: str) -> str:
     """Which weight to set, by how wrong the verifier is."""
     weights = [
-        f"at {error} {found['label']} with {range_text(found[f'alpha_{use}'])}"
+        f"if off by {error}, {range_text(found[f'alpha_{use}'])} with {found['label']}"
         for error, found in chosen["by_verifier_error"].items()
     ]
+    start = (
+        "Start at the lower end, or below it at 0.5, which PAVConfig and pav.yaml have"
+        if use == "rl"
+        else "Start at the lower end"
+    )
+    units = " In the units of PAVConfig (its default `progress_scale`)" if use == "rl" else " By that error"
     return (
-        "alpha follows from how wrong the verifier's progress is (root mean square), which is not in this data: "
-        f"{'; '.join(weights)}. `trl-prl evaluate-verifier` measures it on collected values. Start at the lower end: "
-        "a policy learns to exploit a verifier's mistakes, which nothing here accounts for."
+        "Which alpha to set follows from how wrong the verifier's progress is (root mean square), which is not in "
+        f"this data.{units}: {'; '.join(weights)}. "
+        "`trl-prl evaluate-verifier` measures the error on collected values. "
+        f"{start}: a policy learns to exploit a verifier's mistakes, which nothing here accounts for."
     )
 
 

@@ -1,8 +1,9 @@
-"""PEFT adapters: where one lies, and what its safetensors file holds. Pickled weights are never read."""
+"""PEFT adapters: a new one, where one lies, and what its safetensors file holds. Pickled weights are never read."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -57,3 +58,32 @@ def adapter_weights(folder: Path) -> set[str]:
 
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         return set(file.keys())
+
+
+def with_adapter(model: Any, rank: int, task_type: str | None = None) -> Any:
+    """A model with a new LoRA adapter in all its linear layers, which changes nothing yet.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model, which is changed in place. The output layer of a language model is left out; a value head is
+            not, so that it learns in float32 whatever the precision of the model.
+        rank (`int`):
+            Rank of the adapter; its scale is 2.
+        task_type (`str`, *optional*):
+            PEFT's name of the task, `"CAUSAL_LM"` for a language model.
+
+    Returns:
+        [`~peft.PeftModel`]: The model.
+
+    Raises:
+        `ImportError`: If PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError(
+            "A process reward that learns has its weights in a LoRA adapter, which is made with PEFT, but that is not "
+            "installed. Install it: pip install trl-prl[peft]. Or set `lora_rank=0`, which trains the model itself."
+        ) from error
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=task_type)
+    return get_peft_model(model, config)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trl_prl.steps.token_pieces import TokenPieces
+from trl_prl.storage.missing import model_named
 from trl_prl.types import Completion, FinishReason, Prompt, SamplingParams
 
 from .adapters import adapter_folder
@@ -130,7 +131,8 @@ class TransformersGenerator:
         if quantization_config is not None:
             # Quantized weights are made on their device and cannot be moved to another one.
             model_kwargs = {"quantization_config": quantization_config, "device_map": {"": device}, **model_kwargs}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **model_kwargs)
+        with model_named(model):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **model_kwargs)
         if adapter is not None:
             try:
                 from peft import PeftModel
@@ -139,10 +141,12 @@ class TransformersGenerator:
                     f"Got the adapter {adapter!r}, but adapters are loaded with PEFT, which is not installed. Install "
                     "it: pip install trl-prl[peft]"
                 ) from error
-            loaded = PeftModel.from_pretrained(loaded, str(adapter_folder(adapter) or adapter))
+            with model_named(adapter, "adapter"):
+                loaded = PeftModel.from_pretrained(loaded, str(adapter_folder(adapter) or adapter))
         if quantization_config is None:
             loaded = loaded.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        with model_named(model):
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         return cls(loaded, tokenizer, max_batch_tokens=max_batch_tokens)
 
     @torch.no_grad()

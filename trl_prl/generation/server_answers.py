@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Completion
 
 from .engines import completion_of, finish_reason_of
-from .server_calls import UnusableAnswerError
+from .server_calls import UnusableAnswerError, part_of
 
 
 logger = logging.getLogger(__name__)
@@ -53,17 +54,18 @@ class AnswerReader:
             `list[Completion]`: One per choice.
 
         Raises:
-            [`UnusableAnswerError`]: When it is of another model, or a sample is empty, cut by something else than its
-                length, longer than asked or has ids outside the vocabulary.
+            [`UnusableAnswerError`]: When it is malformed or of another model, or a sample is empty, cut by something
+                else than its length, longer than asked or has ids outside the vocabulary.
             `ValueError`: When the server gives no ids, or has another tokenizer.
         """
         # A server may leave folders out of the name, or add a date to it.
-        if not _last_part(str(answer.model or self.model)).startswith(_last_part(self.model)):
-            raise UnusableAnswerError(f"an answer of the model {answer.model!r}, not of {self.model!r}")
-        usage = getattr(answer, "usage", None)
-        if self.send_text and usage is not None:
-            self._compare_counts(usage.prompt_tokens, num_prompt_tokens)
-        num_tokens = getattr(usage, "completion_tokens", None)
+        model = part_of(answer, "model", str, NoneType) or self.model
+        if not _last_part(model).startswith(_last_part(self.model)):
+            raise UnusableAnswerError(f"an answer of the model {model!r}, not of {self.model!r}")
+        counted = part_of(answer, "usage.prompt_tokens", int, NoneType)
+        if self.send_text and counted is not None:
+            self._compare_counts(counted, num_prompt_tokens)
+        num_tokens = part_of(answer, "usage.completion_tokens", int, NoneType)
         if num_tokens is not None and num_tokens > max_tokens * len(answer.choices):
             raise UnusableAnswerError(
                 f"{num_tokens} tokens in {len(answer.choices)} samples of at most {max_tokens} tokens"
@@ -71,20 +73,22 @@ class AnswerReader:
         return [self._completion(choice, max_tokens, num_tokens) for choice in answer.choices]
 
     def _completion(self, choice: Any, max_tokens: int, num_tokens: int | None) -> Completion:
-        if choice.finish_reason not in ("stop", "length"):
-            raise UnusableAnswerError(f"a sample that ended by {choice.finish_reason!r}")
+        ended_by = part_of(choice, "finish_reason", str, NoneType)
+        if ended_by not in ("stop", "length"):
+            raise UnusableAnswerError(f"a sample that ended by {ended_by!r}")
         stopped = isinstance(getattr(choice, "stop_reason", None), str)
-        reason = finish_reason_of(choice.finish_reason, stopped)
+        reason = finish_reason_of(ended_by, stopped)
         if self.send_text:
             # A model may end at once, and then has sampled the token that ends it.
-            if not choice.text and not num_tokens:
-                raise UnusableAnswerError(f"a sample without any token that ended by {choice.finish_reason!r}")
-            ids = self.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
+            text = part_of(choice, "text", str)
+            if not text and not num_tokens:
+                raise UnusableAnswerError(f"a sample without any token that ended by {ended_by!r}")
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             # A finished sample must not look like the start of a longer one.
             if reason == "eos" and self.tokenizer.eos_token_id is not None:
                 ids = [*ids, self.tokenizer.eos_token_id]
         else:
-            ids = getattr(choice, "token_ids", None)
+            ids = part_of(choice, "token_ids", list, NoneType)
             if ids is None:
                 raise ValueError(
                     "The server does not return the ids of its samples, so steps could not be cut where it cut "
@@ -92,7 +96,7 @@ class AnswerReader:
                     "which tokenises the texts again."
                 )
             check_ids(ids, max_tokens, self._vocab_size)
-            self._compare(choice.text, ids)
+            self._compare(part_of(choice, "text", str, NoneType) or "", ids)
         return completion_of(self._pieces, ids, reason)
 
     def _compare_counts(self, theirs: int, ours: int) -> None:
@@ -137,7 +141,7 @@ def check_ids(ids: Sequence[int], max_tokens: int, vocab_size: int) -> None:
         raise UnusableAnswerError("a sample without any token")
     if len(ids) > max_tokens:
         raise UnusableAnswerError(f"a sample of {len(ids)} tokens where at most {max_tokens} were asked for")
-    outside = [i for i in ids if not (isinstance(i, int) and 0 <= i < vocab_size)]
+    outside = [i for i in ids if not (type(i) is int and 0 <= i < vocab_size)]
     if outside:
         raise UnusableAnswerError(f"a sample with the id {outside[0]!r}, outside the vocabulary of {vocab_size}")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import reprlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 
 T = TypeVar("T")
@@ -46,6 +49,8 @@ class ServerCalls:
             Most requests at a time.
         advice (`str`, *optional*, defaults to `""`):
             What to do when all attempts have failed, for the message.
+        secret (`str`, *optional*):
+            Key of the servers. Where one repeats it, as many do to one that they do not know, no error does.
     """
 
     def __init__(
@@ -59,10 +64,14 @@ class ServerCalls:
         backoff: float = 0.5,
         concurrency: int = 32,
         advice: str = "",
+        secret: str | None = None,
     ) -> None:
         self.urls, self.open_client = list(urls), open_client
         self.timeout, self.max_attempts, self.max_wait = timeout, max_attempts, max_wait
         self.backoff, self.concurrency, self.advice = backoff, concurrency, advice
+        known = [secret, *(urlsplit(url).password for url in urls)]
+        # Shorter ones, such as "none", stand for no key.
+        self._secrets = [text for text in known if text and len(text) > 5]
 
     def each(
         self,
@@ -100,6 +109,9 @@ class ServerCalls:
                         return await ask(client, task)
                 except TimeoutError:
                     raise PassingError(f"no whole answer within {self.timeout:g} seconds") from None
+                except Exception as error:
+                    self._hide_secrets(error)
+                    raise
 
             async def request(place: int, task: T) -> R:
                 async with limiter:
@@ -136,11 +148,22 @@ class ServerCalls:
 
         return await attempts(next_attempt)
 
+    def _hide_secrets(self, error: BaseException | None) -> None:
+        """Take the secrets out of what an exception and its causes say."""
+        while error is not None:
+            error.args = tuple(self._hidden(arg) if isinstance(arg, str) else arg for arg in error.args)
+            error = error.__cause__
+
+    def _hidden(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
     def _give_up(self, name: str, state: Any) -> Any:
         last = state.outcome.exception()
         raise ConnectionError(
-            f"{', '.join(self.urls)} gave no answer to {name} that can be used, in {state.attempt_number} attempts. "
-            f"The last one: {last}. {self.advice}".rstrip()
+            f"{self._hidden(', '.join(self.urls))} gave no answer to {name} that can be used, in "
+            f"{state.attempt_number} attempts. The last one: {last}. {self.advice}".rstrip()
         ) from (last.__cause__ or last)
 
 
@@ -178,7 +201,8 @@ def openai_calls(urls: Sequence[str | None], api_key: str, **settings: Any) -> S
         # Its own retries stay at one server, and its time limit holds for each read.
         return openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=settings["timeout"], max_retries=0)
 
-    return ServerCalls([url or str(open_client(url).base_url) for url in urls], open_client, **settings)
+    addresses = [url or str(open_client(url).base_url) for url in urls]
+    return ServerCalls(addresses, open_client, secret=api_key, **settings)
 
 
 async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> Any:
@@ -208,9 +232,34 @@ async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> An
         raise PassingError(f"{type(error).__name__}: {error}") from error
     except openai.APIConnectionError as error:
         raise PassingError(f"{type(error).__name__}: {error}") from error
-    except (openai.APIResponseValidationError, ValueError) as error:
-        # A body that is no JSON is a `ValueError` of the parser.
+    except (openai.APIResponseValidationError, ValueError, RecursionError) as error:
+        # A body that is no JSON is a `ValueError` of the parser, one that is nested too deep a `RecursionError`.
         raise UnusableAnswerError(f"a malformed answer ({type(error).__name__}: {error})") from error
     if not isinstance(getattr(answer, "choices", None), list) or not answer.choices:
         raise UnusableAnswerError("an answer without any choice")
     return answer
+
+
+def part_of(answer: Any, name: str, *types: type) -> Any:
+    """A part of an answer, of which the `openai` package checks nothing.
+
+    Args:
+        answer:
+            The answer, or a part of it.
+        name (`str`):
+            Name of the attribute, with dots for one of a part.
+        *types (`type`):
+            Types that it may have, exactly these: `True` is no number.
+
+    Returns:
+        The part; `None` where it is absent.
+
+    Raises:
+        [`UnusableAnswerError`]: When it is of another type, or a text that cannot be written.
+    """
+    value = reduce(lambda part, attribute: getattr(part, attribute, None), name.split("."), answer)
+    if type(value) not in types:
+        raise UnusableAnswerError(f"a malformed answer, with {reprlib.repr(value)} as its {name}")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UnusableAnswerError(f"a malformed answer, with halves of characters in its {name}")
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -46,6 +47,21 @@ def require(options: Any, *names: str) -> None:
             f"{', '.join(missing)} not given, so it is not known what to do. Give them as options (--{missing[0]} "
             "...) or in the file of --config."
         )
+
+
+def without_unset(values: Any) -> Any:
+    """Settings without those that are `None`, at any depth: what a reader of a card is told.
+
+    Args:
+        values (`Any`):
+            JSON value.
+
+    Returns:
+        `Any`: The same value, its mappings shorter.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    return {name: without_unset(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)

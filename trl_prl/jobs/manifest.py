@@ -163,7 +163,7 @@ def open_manifest(
 def _read(path: Path) -> dict[str, Any]:
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         begun = error
     if not isinstance(begun, dict):
         what = "is empty" if not path.stat().st_size else "is not the JSON object that was written there"

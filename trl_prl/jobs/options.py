@@ -9,6 +9,7 @@ from typing import Any
 
 from trl_prl.rewards.outcomes import load_reward
 from trl_prl.rewards.timed import TimedReward
+from trl_prl.storage.missing import model_named
 from trl_prl.types import Generator, OutcomeReward
 
 from .config import JobConfig
@@ -52,7 +53,8 @@ class Tools:
         from transformers import AutoTokenizer
 
         path = self.config.tokenizer or self.model
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=self.config.trust_remote_code)
+        with model_named(path, "tokenizer" if self.config.tokenizer else "model"):
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=self.config.trust_remote_code)
 
     @cached_property
     def generator(self) -> Generator:

@@ -1,4 +1,4 @@
-"""Calibration: the mean label against the mean value, in bins.
+"""Calibration: the mean label against the mean value, in bins; and how well logits say outcomes.
 
 Layer 0: no model, no trainer. scikit-learn's `calibration_curve` and `brier_score_loss` take hard labels only; here a
 label may be the share of rollouts that succeeded. On hard labels they agree.
@@ -137,3 +137,26 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]
 
     log_slope, offset = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
     return float(np.exp(-log_slope)), float(offset)
+
+
+def outcome_metrics(logits: ArrayLike, outcomes: ArrayLike) -> dict[str, float]:
+    """How well logits say outcomes.
+
+    Args:
+        logits (`ArrayLike`):
+            Logits of shape (N,), N at least 1.
+        outcomes (`ArrayLike`):
+            What came of each, in [0, 1], of shape (N,).
+
+    Returns:
+        `dict[str, float]`: `loss`, the mean cross-entropy in nats, and `auroc` of outcomes above 0.5, where both kinds
+        occur.
+    """
+    x, y = np.asarray(logits, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    found = {"loss": float((np.logaddexp(0, x) - y * x).mean())}
+    right = y > 0.5
+    if right.any() and not right.all():
+        from sklearn.metrics import roc_auc_score
+
+        found["auroc"] = float(roc_auc_score(right, x))
+    return found

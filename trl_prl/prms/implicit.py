@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from trl_prl.generation.adapters import with_adapter
+from trl_prl.metrics.calibration import outcome_metrics
 from trl_prl.steps.token_pieces import TokenPieces
+from trl_prl.verifier.batches import StepwiseCollator, collated
 from trl_prl.verifier.model import ProcessAdvantageVerifier
-from trl_prl.verifier.rows import VerifierSettings, tokenize_stepwise
+from trl_prl.verifier.rows import TokenizedSteps, VerifierSettings, tokenize_stepwise
 
 from .heads import LogRatio
 from .model import _ModelReward
-from .outcome_training import OutcomeTraining, with_adapter
+from .online import JointTraining, known_outcomes
 
 
 class ImplicitProcessReward(_ModelReward):
@@ -90,7 +94,7 @@ class ImplicitProcessReward(_ModelReward):
         self.returns = returns
         self._check(model, reference, learning_rate, lora_rank)
         if self.is_trainable and lora_rank and not hasattr(model, "peft_config"):
-            model = with_adapter(model, lora_rank)
+            model = with_adapter(model, lora_rank, "CAUSAL_LM")
         settings = VerifierSettings(
             # What is learned from whole solutions does not depend on where steps end.
             step_splitter=None if self.is_trainable else "blank_line",
@@ -100,7 +104,7 @@ class ImplicitProcessReward(_ModelReward):
         scorer = LogRatio(model, reference)
         super().__init__(ProcessAdvantageVerifier(scorer, tokenizer, settings, max_batch_tokens))
         scorer.eval()
-        self._training = None if learning_rate is None else OutcomeTraining(scorer, self.beta, learning_rate)
+        self._training = None if learning_rate is None else JointTraining(model, learning_rate)
         self._token_pieces = TokenPieces(tokenizer)
 
     def _check(self, model: Any, reference: Any, learning_rate: float | None, lora_rank: int) -> None:
@@ -131,15 +135,7 @@ class ImplicitProcessReward(_ModelReward):
         Args:
             accelerator (`accelerate.Accelerator`):
                 The trainer's.
-
-        Raises:
-            `ValueError`: If it learns and DeepSpeed ZeRO-3 has partitioned its weights.
         """
-        if self._training is not None and any(hasattr(one, "ds_id") for one in self.model.parameters()):
-            raise ValueError(
-                "DeepSpeed ZeRO-3 has partitioned the implicit process reward, which then could only score and not "
-                "learn. Make its model before the training arguments, so that every process holds it whole."
-            )
         super().prepare(accelerator)
         if self._training is not None:
             self._training.prepare(accelerator)
@@ -172,19 +168,42 @@ class ImplicitProcessReward(_ModelReward):
         """
         if self._training is None:
             return {}
-        known = [(outcome, i) for i, outcome in enumerate(outcomes) if outcome is not None and not math.isnan(outcome)]
-        if outside := [outcome for outcome, _ in known if not 0 <= outcome <= 1]:
-            raise ValueError(
-                f"Got the outcome {outside[0]}, but cross-entropy needs probabilities of a right answer. Put a reward "
-                "function in [0, 1], such as 0 for wrong and 1 for right, first among `reward_funcs`."
-            )
         rows, targets = [], []
-        for outcome, i in known:
+        for i, outcome in known_outcomes(outcomes):
             row = tokenize_stepwise(self.tokenizer, prompts[i], steps[i], self.settings, self._token_pieces)
             if steps[i] and row.positions[-1] >= 0:
                 rows.append(replace(row, positions=[row.positions[0], row.positions[-1]]))
-                targets.append(float(outcome))
-        return self._training.step(rows, targets, self.tokenizer.pad_token_id or 0, self._scorer.max_batch_tokens)
+                targets.append(outcome)
+        num_solutions = len(self._training.gather(targets))
+        if not num_solutions:
+            return {}
+        pairs: list[tuple[float, float]] = []
+        grad_norm = self._training.step(self._losses(self._training, rows, targets, num_solutions, pairs))
+        logits, known = zip(*self._training.gather(pairs), strict=True)
+        return {
+            **outcome_metrics(logits, known),
+            "grad_norm": grad_norm,
+            "num_solutions": float(num_solutions),
+        }
+
+    def _losses(
+        self,
+        training: JointTraining,
+        rows: Sequence[TokenizedSteps],
+        targets: Sequence[float],
+        num_solutions: int,
+        pairs: list[tuple[float, float]],
+    ) -> Iterator[Tensor]:
+        """Parts of the mean cross-entropy over the solutions of all processes; logits and outcomes go to `pairs`."""
+        given = [{"input_ids": row.input_ids, "positions": row.positions} for row in rows]
+        collator = StepwiseCollator(self.tokenizer.pad_token_id or 0)
+        for indices, batch in collated(given, collator, self._scorer.max_batch_tokens, training.device):
+            ratios = self.model(batch["input_ids"], batch["attention_mask"], use_cache=False).logits.squeeze(-1)
+            ratios = ratios.gather(1, batch["positions"])
+            logits = self.beta * (ratios[:, 1] - ratios[:, 0])
+            outcomes = torch.tensor([targets[i] for i in indices], dtype=logits.dtype, device=logits.device)
+            pairs += zip(logits.tolist(), outcomes.tolist(), strict=True)
+            yield binary_cross_entropy_with_logits(logits, outcomes, reduction="sum") / num_solutions
 
     def state_dict(self) -> dict[str, Any]:
         """What it has learned, with the state of its optimizer; empty for a frozen reward."""

@@ -11,9 +11,10 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal
 
-from trl_prl.generation.server_calls import ask_openai, openai_calls
+from trl_prl.generation.server_calls import UnusableAnswerError, ask_openai, openai_calls, part_of
 
 from .families import question_of
 from .model import as_messages
@@ -186,7 +187,7 @@ class JudgeProcessReward:
     def _probabilities(self, questions: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[float]]:
         places = [(i, number) for i, row in enumerate(rows) for number in range(1, len(row) + 1)]
         options = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": 20}
-        found = self._ask([(questions[i], rows[i][:number], options) for i, number in places], _yes_share)
+        found = self._ask([(questions[i], rows[i][:number], options) for i, number in places], yes_share)
         values: list[list[float]] = [[] for _ in rows]
         for (i, _), value in zip(places, found, strict=True):
             values[i].append(math.nan if value is None else value)
@@ -194,11 +195,10 @@ class JudgeProcessReward:
 
     def _verdicts(self, questions: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[float]]:
         places = [(i, sample) for i, row in enumerate(rows) if row for sample in range(self.num_samples)]
-
         options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         asked = [(questions[i], rows[i], {**options, "seed": sample}) for i, sample in places]
         samples: list[list[Any]] = [[] for _ in rows]
-        for (i, _), verdicts in zip(places, self._ask(asked, _read_verdicts), strict=True):
+        for (i, _), verdicts in zip(places, self._ask(asked, read_verdicts), strict=True):
             samples[i] += [] if verdicts is None else [verdicts]
         return [
             [sum(column) / len(column) for column in zip(*found, strict=True)] if found else [math.nan] * len(row)
@@ -229,9 +229,8 @@ class JudgeProcessReward:
         with self._lock:
             self.cost.num_requests += 1
             self.cost.num_unread += verdict is None
-            if response.usage is not None:
-                self.cost.prompt_tokens += response.usage.prompt_tokens
-                self.cost.completion_tokens += response.usage.completion_tokens
+            self.cost.prompt_tokens += part_of(response, "usage.prompt_tokens", int, NoneType) or 0
+            self.cost.completion_tokens += part_of(response, "usage.completion_tokens", int, NoneType) or 0
             self._cache.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(verdict)))
             self._cache.commit()
         return verdict
@@ -260,39 +259,38 @@ class JudgeProcessReward:
 
 def _schema(num_steps: int) -> dict[str, Any]:
     verdicts = {"type": "array", "items": {"type": "boolean"}, "minItems": num_steps, "maxItems": num_steps}
-    schema = {
-        "type": "object",
-        "properties": {"verdicts": verdicts},
-        "required": ["verdicts"],
-        "additionalProperties": False,
-    }
+    strict = {"type": "object", "required": ["verdicts"], "additionalProperties": False}
+    schema = {**strict, "properties": {"verdicts": verdicts}}
     return {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": schema}}
 
 
-def _yes_share(choice: Any, num_steps: int) -> float | None:
+def yes_share(choice: Any, num_steps: int) -> float | None:
     """Probability of Yes against No as the first token of an answer."""
-    if choice.logprobs is None or not choice.logprobs.content:
+    content = part_of(choice, "logprobs.content", list, NoneType)
+    if not content:
         raise ValueError(
             "The server of the judge gives no log-probabilities, so the probability of Yes cannot be told. Use a "
             "server that does, or method='verdicts'."
         )
     shares = {"yes": 0.0, "no": 0.0}
-    for entry in choice.logprobs.content[0].top_logprobs:
-        word = entry.token.strip().strip(".*\"'").lower()
-        if word in shares:
-            shares[word] += math.exp(entry.logprob)
-    total = sum(shares.values())
+    for entry in part_of(content[0], "top_logprobs", list):
+        word = part_of(entry, "token", str).strip().strip(".*\"'").lower()
+        logprob = part_of(entry, "logprob", float, int)
+        if not logprob < 0.01:  # NaN too; 0 is often a little above
+            raise UnusableAnswerError(f"a malformed answer, with the log-probability {logprob}")
+        shares[word] = shares.get(word, 0.0) + math.exp(logprob)
+    total = shares["yes"] + shares["no"]
     return shares["yes"] / total if total else None
 
 
-def _read_verdicts(choice: Any, num_steps: int) -> list[float] | None:
+def read_verdicts(choice: Any, num_steps: int) -> list[float] | None:
     """Verdicts of the last JSON object of an answer that holds as many as there are steps."""
-    text = choice.message.content or ""
+    text = part_of(choice, "message.content", str, NoneType) or ""
     decoder = json.JSONDecoder()
     for start in reversed([i for i, character in enumerate(text) if character == "{"]):
         try:
-            found, _ = decoder.raw_decode(text[start:])
-        except json.JSONDecodeError:
+            found, _ = decoder.raw_decode(text, start)
+        except (json.JSONDecodeError, RecursionError):
             continue
         verdicts = found.get("verdicts") if isinstance(found, dict) else None
         if isinstance(verdicts, list) and len(verdicts) == num_steps and all(isinstance(v, bool) for v in verdicts):

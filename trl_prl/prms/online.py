@@ -1,15 +1,17 @@
-"""Process rewards that learn while the policy learns: their updates, and their state in checkpoints."""
+"""Process rewards that learn while the policy learns: when they are told what, the optimizer steps that all processes
+take together, and their state in checkpoints.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -74,6 +76,127 @@ def update_process_reward(
         if values := [row[key] for row in rows if not math.isnan(row.get(key, math.nan))]:
             means[key] = fmean(values)
     return means
+
+
+class JointTraining:
+    """Optimizer steps (AdamW, no weight decay) of all processes on a model that each of them holds whole.
+
+    Args:
+        model (`torch.nn.Module`):
+            Its parameters that require a gradient are trained.
+        learning_rate (`float`):
+            Learning rate.
+
+    Raises:
+        `ValueError`: If there is no parameter to train, one would be trained in half precision, or DeepSpeed ZeRO-3
+            has partitioned the model.
+    """
+
+    def __init__(self, model: torch.nn.Module, learning_rate: float) -> None:
+        if any(hasattr(one, "ds_id") for one in model.parameters()):
+            raise ValueError(
+                "DeepSpeed ZeRO-3 has partitioned a process reward that learns, which then could only score. Make its "
+                "model before the training arguments, so that every process holds it whole."
+            )
+        self.parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        if not self.parameters:
+            raise ValueError(
+                "The model of the process reward has no parameter that requires a gradient, so it cannot learn. Load "
+                "its adapter with `is_trainable=True`, or use the process reward frozen."
+            )
+        half = next((name for name, one in self.parameters.items() if one.dtype.itemsize < 4), None)
+        if half is not None:
+            raise ValueError(
+                f"The parameter '{half}' would be trained in {self.parameters[half].dtype}, in which small steps are "
+                "rounded away. Load the model with `dtype='float32'`, or train an adapter (`lora_rank=16`)."
+            )
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=learning_rate, weight_decay=0.0)
+        self._accelerator: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the trained parameters."""
+        return next(iter(self.parameters.values())).device
+
+    def prepare(self, accelerator: Any) -> None:
+        """Give all processes the weights of the first."""
+        self._accelerator = accelerator
+        for parameter in self.parameters.values():
+            parameter.data.copy_(broadcast(parameter.data))
+
+    def gather(self, entries: list[Any]) -> list[Any]:
+        """The entries of all processes, in their order."""
+        return list(gather_object(entries)) if self._accelerator else entries
+
+    def share(self, entries: Sequence[Any]) -> list[Any]:
+        """The part of what all processes hold that this one works on."""
+        accelerator = self._accelerator
+        return list(entries[accelerator.process_index :: accelerator.num_processes] if accelerator else entries)
+
+    def step(self, losses: Iterable[torch.Tensor]) -> float:
+        """Take one optimizer step; all processes call it together.
+
+        Args:
+            losses (`Iterable[torch.Tensor]`):
+                Scalars whose sum, over them and over all processes, is the loss; drawn one by one, each after the
+                backward of the last. A process may have none.
+
+        Returns:
+            `float`: Norm of the gradient.
+        """
+        self.optimizer.zero_grad(set_to_none=False)
+        with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
+            for loss in losses:
+                loss.backward()  # type: ignore[no-untyped-call]
+        gradients = []
+        for parameter in self.parameters.values():
+            # A process without a loss has no gradient, and all take the same step.
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self._accelerator.reduce(gradient, reduction="sum") if self._accelerator else gradient
+            gradients.append(parameter.grad)
+        grad_norm = torch.nn.utils.get_total_norm(gradients).item()
+        self.optimizer.step()
+        return grad_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trained parameters, and the state of the optimizer, on the CPU."""
+        parameters = {name: one.detach().cpu() for name, one in self.parameters.items()}
+        return {"parameters": parameters, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            `ValueError`: If it has other parameters.
+        """
+        found = {name: tuple(one.shape) for name, one in state["parameters"].items()}
+        expected = {name: tuple(one.shape) for name, one in self.parameters.items()}
+        if found != expected:
+            other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            raise ValueError(
+                f"The state has other trained parameters than this process reward, '{other[0]}' for instance: shape "
+                f"{found.get(other[0])} there, {expected.get(other[0])} here. Make it of the same model and with the "
+                "same `lora_rank` as in the training that is resumed."
+            )
+        with torch.no_grad():
+            for name, value in state["parameters"].items():
+                self.parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def known_outcomes(outcomes: Sequence[float | None]) -> list[tuple[int, float]]:
+    """Rows that have an outcome, and their outcomes.
+
+    Raises:
+        `ValueError`: If an outcome is outside [0, 1].
+    """
+    known = [(i, float(one)) for i, one in enumerate(outcomes) if one is not None and not math.isnan(one)]
+    if outside := [outcome for _, outcome in known if not 0 <= outcome <= 1]:
+        raise ValueError(
+            f"Got the outcome {outside[0]}, but cross-entropy needs probabilities of a right answer. Put a reward "
+            "function in [0, 1], such as 0 for wrong and 1 for right, first among `reward_funcs`."
+        )
+    return known
 
 
 class ProcessRewardState(TrainerCallback):

@@ -70,5 +70,6 @@ def splitter_for(process_reward: Any, name: str | None = None) -> Callable[[str]
     if hasattr(process_reward, "settings") and hasattr(process_reward, "tokenizer"):
         return text_splitter(process_reward, name)
     settings = getattr(process_reward, "settings", None)
-    splitter = get_splitter(name or getattr(settings, "step_splitter", None) or "newline")
+    stored, step_length = getattr(settings, "step_splitter", None), getattr(settings, "step_length", 256)
+    splitter = get_splitter(name or stored or "newline", step_length=step_length)
     return lambda text: split_text(splitter, text)

@@ -5,14 +5,14 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
-from trl_prl.rewards.checks import has_initial_values
+from trl_prl.rewards.checks import has_initial_values, stored_best_of_k
 from trl_prl.rewards.scoring import returned_type, score_steps, takes
 
 from .scoring import score_prefixes
@@ -44,6 +44,9 @@ class Info(BaseModel):
     step_splitter: str | None
     step_length: int | None
     max_length: int | None
+    prompts: dict[str, Any] | None
+    prompt_type: str | None
+    best_of_k: int
 
 
 class Health(BaseModel):
@@ -254,6 +257,7 @@ def describe(process_reward: Any) -> Info:
         [`Info`]: Name, what it returns, splitter and length.
     """
     settings = getattr(process_reward, "settings", None)
+    prompts = getattr(settings, "prompts", None)
     return Info(
         name=getattr(process_reward, "__name__", type(process_reward).__name__),
         returns=returned_type(process_reward, None),
@@ -261,6 +265,9 @@ def describe(process_reward: Any) -> Info:
         step_splitter=getattr(settings, "step_splitter", None),
         step_length=getattr(settings, "step_length", None),
         max_length=getattr(settings, "max_length", None),
+        prompts=None if prompts is None else asdict(prompts),
+        prompt_type=getattr(settings, "prompt_type", None),
+        best_of_k=stored_best_of_k(settings),
     )
 
 

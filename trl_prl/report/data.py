@@ -123,7 +123,7 @@ class ReportData:
             elif path.name.endswith(ROW_FILES):
                 rows = read_parquet_rows(path) if path.suffix == ".parquet" else read_json_rows(path)
                 self._add_rows(path, islice(rows, MAX_FILE_ROWS), asked_for)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if asked_for:
                 raise ValueError(
                     f"{path} cannot be read as results: {error}. Pass a file that a command of this package wrote."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def read_json_rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # no JSON, or nested too deep
                 continue
             if isinstance(row, dict):
                 yield shorten_row(row) if len(line) > MAX_CHARACTERS else row
@@ -42,7 +41,8 @@ def read_parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def number(value: Any) -> float | None:
     """A finite number, or nothing."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Integers may be too large for a float.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return value if is_number else None
 
 

@@ -93,8 +93,9 @@ def _num_fitting(texts: Iterable[str]) -> int:
 
 
 def json_bytes(value: Any) -> int:
-    """Bytes of a value as JSON in UTF-8, about."""
-    return len(json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace"))
+    """Bytes of a value as JSON on a page, about: in UTF-8, with what could end a script escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return len(text.encode("utf-8", "replace")) + sum(5 * text.count(character) for character in "<>&")
 
 
 def fit(build: Callable[[int], Any], limit: int, max_bytes: int) -> tuple[Any, int]:

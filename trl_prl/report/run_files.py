@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from trl_prl.storage.row_values import json_value
 
 from .limits import MAX_CHARACTERS, shorten_row
 
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "trl-prl-run"
 FORMAT_VERSION = 1
@@ -52,7 +56,8 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     lines = [json.dumps(json_value(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    # A link that somebody has put there is not followed.
+    with open(path, "ab+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)) as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -80,7 +85,7 @@ def read_lines(path: Path, is_shortened: bool = False) -> tuple[list[dict[str, A
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 rows.append(shorten_row(row) if is_shortened and len(line) > MAX_CHARACTERS else row)
@@ -92,6 +97,9 @@ def read_lines(path: Path, is_shortened: bool = False) -> tuple[list[dict[str, A
 class RunWriter:
     """Writes the record of a run; each process has one.
 
+    What cannot be written, on a full disk for instance, is missing from the record; that is warned of once, and ends
+    no training.
+
     Args:
         output_dir (`Path`):
             Folder of the run, where its checkpoints are.
@@ -102,6 +110,7 @@ class RunWriter:
     def __init__(self, output_dir: Path, process_index: int = 0) -> None:
         self.folder = output_dir / FOLDER
         self.process_index = process_index
+        self._has_warned = False
 
     @property
     def completions_path(self) -> Path:
@@ -116,28 +125,48 @@ class RunWriter:
         start = {"event": "start", "optimizer_step": optimizer_step, "time": time}
         if self.process_index == 0:
             path = self.folder / MANIFEST
-            starts = read_manifest(path).get("starts", []) if path.exists() else []
+            starts = read_manifest(path).get("starts") if path.exists() else []
+            starts = starts if isinstance(starts, list) else []
             whole = {"format": FORMAT, "version": FORMAT_VERSION, **manifest, "starts": [*starts, start]}
-            # It holds the settings of a training.
-            write_text(path, json.dumps(json_value(mask_secrets(whole)), indent=1, allow_nan=False), private=True)
-            append_lines(self.folder / METRICS, [start])
-        append_lines(self.completions_path, [start])
+            with self._warns():
+                # It holds the settings of a training.
+                write_text(path, json.dumps(json_value(mask_secrets(whole)), indent=1, allow_nan=False), private=True)
+            self._append(self.folder / METRICS, [start])
+        self._append(self.completions_path, [start])
 
     def write_metrics(self, split: str, optimizer_step: int, metrics: Mapping[str, Any]) -> None:
         """Append the scalars of a logging step; on other processes than the first nothing happens."""
         if self.process_index == 0:
             row = {"optimizer_step": optimizer_step, "split": split, "metrics": metrics}
-            append_lines(self.folder / METRICS, [row])
+            self._append(self.folder / METRICS, [row])
 
     def write_warning(self, optimizer_step: int, message: str) -> None:
         """Append a warning of the training; on other processes than the first nothing happens."""
         if self.process_index == 0:
             row = {"event": "warning", "optimizer_step": optimizer_step, "message": message}
-            append_lines(self.folder / METRICS, [row])
+            self._append(self.folder / METRICS, [row])
 
     def write_completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append completions of this process."""
-        append_lines(self.completions_path, rows)
+        self._append(self.completions_path, rows)
+
+    def _append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        with self._warns():
+            append_lines(path, rows)
+
+    @contextmanager
+    def _warns(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._has_warned:
+                logger.warning(
+                    "The record of this run in %s cannot be written (%s), so reports will lack a part of it. The "
+                    "training goes on; make room, or see what lies there.",
+                    self.folder,
+                    error,
+                )
+            self._has_warned = True
 
 
 @dataclass
@@ -210,14 +239,16 @@ def read_run(folder: Path, is_shortened: bool = False) -> RecordedRun:
             "this package that ran with `record_run=True`."
         )
     manifest = read_manifest(folder / FOLDER / MANIFEST)
-    if manifest.get("version", FORMAT_VERSION) > FORMAT_VERSION:
+    version = manifest.get("version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
-            f"{folder} was recorded in format {manifest['version']}, and this version of the package reads up to "
+            f"{folder} was recorded in format {version!r}, and this version of the package reads up to "
             f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade trl-prl`."
         )
     run = RecordedRun(folder, manifest)
-    if (folder / FOLDER / METRICS).exists():
-        for row in _read_current(run, folder / FOLDER / METRICS, is_shortened):
+    metrics = folder / FOLDER / METRICS
+    if metrics.exists() and is_inside(metrics, folder):
+        for row in _read_current(run, metrics, is_shortened):
             if row.get("event") == "warning":
                 run.warnings.append((row["optimizer_step"], str(row.get("message", ""))))
             else:
@@ -235,7 +266,7 @@ def _read_current(run: RecordedRun, path: Path, is_shortened: bool) -> list[dict
     run.num_unreadable += num_unreadable
     current: list[dict[str, Any]] = []
     for row in rows:
-        if not isinstance(row.get("optimizer_step"), int):
+        if not isinstance(row.get("optimizer_step"), int) or not _is_as_written(row):
             run.num_unreadable += 1
         elif row.get("event") == "start":
             kept = [earlier for earlier in current if earlier["optimizer_step"] <= row["optimizer_step"]]
@@ -244,3 +275,10 @@ def _read_current(run: RecordedRun, path: Path, is_shortened: bool) -> list[dict
         else:
             current.append(row)
     return current
+
+
+def _is_as_written(row: Mapping[str, Any]) -> bool:
+    """Whether lists and mappings of a row are such: somebody may have edited the file."""
+    kinds: dict[str, type] = dict.fromkeys(("metrics", "rewards"), dict)
+    kinds |= dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go"), list)
+    return all(isinstance(row.get(name), kind | None) for name, kind in kinds.items())

@@ -64,6 +64,9 @@ def serve() -> None:
         except BrokenProcessPool:
             # The one who asked starts another process; workers that are computing must not outlive this one.
             os.killpg(0, signal.SIGKILL)
+        # Whatever else there is, the one who asked waits for an answer.
+        except Exception as error:
+            result = ("error", _portable(error, name))
         pending.discard(index)
         pickle.dump((index, *result), results)
         results.flush()
@@ -113,10 +116,13 @@ def _portable(error: BaseException, name: str) -> bytes:
     if isinstance(error, Exception):
         error.add_note(where)
         with contextlib.suppress(Exception):  # what classes of the user's own raise when they are packed or unpacked
+            str(error)
             data = pickle.dumps(error)
             if type(pickle.loads(data)) is type(error):
                 return data
-        said = f"{type(error).__name__}: {error}"
+        said = type(error).__name__
+        with contextlib.suppress(Exception):  # a text of the user's own too
+            said = f"{said}: {error}"
     else:
         said = f"{error!r}, which would have ended the whole program. Raise an exception instead, or return None"
     return pickle.dumps(RuntimeError(f"The reward {name!r} raised {said}. It was {where}"))

@@ -59,6 +59,11 @@ def import_object(name: str, what: str, others: str = "") -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(import_module(module), attribute)
+    except SystemExit as error:
+        raise ValueError(
+            f"Got the {what} {name!r}, whose module ends the program when it is imported ({error!r}). Put what a "
+            "script does behind `if __name__ == '__main__':`."
+        ) from error
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"Got the {what} {name!r}, which cannot be imported ({error}). Use {others}'module:name' with a module in "
@@ -100,7 +105,7 @@ def check_rewards(rewards: Any, num_completions: int, name: str = "") -> list[fl
         )
     try:
         numbers = [None if value is None else float(value) for value in values]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{which} returned {reprlib.repr(values)}, in which not every entry is a number ({error}). Return one "
             "number per completion, None for one that cannot be checked."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .files import replace_file
+from .missing import say_missing
 from .row_values import json_value, row_place
 
 
@@ -77,6 +78,17 @@ class Rows:
         return pa.schema(list(types.items()), metadata=kept or None)
 
 
+def existing(path: Path) -> Path:
+    """The path itself, if there is something.
+
+    Raises:
+        `FileNotFoundError`: If there is nothing, before anything else is loaded.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{say_missing('file', path)} Give a file that exists, a folder or a hub id.")
+    return path
+
+
 def file_rows(path: Path) -> Rows:
     """The rows of one file.
 
@@ -91,14 +103,13 @@ def file_rows(path: Path) -> Rows:
         `ValueError`: If the name has another ending, or the file is broken.
         `OSError`: If there is no such file.
     """
-    if not path.name.endswith(READ_SUFFIXES):
+    if not existing(path).name.endswith(READ_SUFFIXES):
         raise ValueError(
             f"'{path}' ends with none of the formats that are read, so it cannot be told what it holds. Use a name "
             f"that ends with {', '.join(READ_SUFFIXES)}."
         )
     if path.name.endswith(".parquet"):
         return _parquet_rows(path)
-    path.stat()  # a missing file is reported before anything else is loaded
     read = _csv_rows if path.name.endswith((".csv", ".csv.gz")) else _json_rows
     return Rows(str(path), lambda: read(path))
 

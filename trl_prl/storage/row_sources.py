@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
+from .missing import say_missing
 from .row_files import READ_SUFFIXES, TEXT_SUFFIXES, Rows, file_rows
 
 
@@ -134,6 +135,7 @@ def _from_datasets(source: str, name: str | None, split: str | None, **kwargs: A
     """What the library `datasets` reads right by itself: the Hub, its own folders, Parquet, addresses of files."""
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetBuildError
+    from huggingface_hub.errors import HFValidationError
 
     if _is_saved(Path(source)):
         saved = load_from_disk(source)
@@ -147,6 +149,13 @@ def _from_datasets(source: str, name: str | None, split: str | None, **kwargs: A
         raise ValueError(
             f"'{source}' could not be read as a data set ({error.__cause__ or error}). Its files are broken or differ "
             "in their columns. Correct them, or give one of them as a file."
+        ) from error
+    except (OSError, HFValidationError) as error:
+        if "://" in source or Path(source).exists():
+            raise
+        raise FileNotFoundError(
+            f"{say_missing('data set', source, error)} Give a file that exists ({', '.join(READ_SUFFIXES)}), a folder "
+            "of such files, or the id of a data set on the hub."
         ) from error
 
 

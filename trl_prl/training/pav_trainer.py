@@ -112,6 +112,8 @@ class PAVHooks(ProcessRewardHooks):
         if self._mode == "train" and learns(self.process_reward):
             outcomes = own_rows(self.accelerator, self.outcomes)[:, 0].tolist()
             prompts = [row.get("prompt") for row in inputs]
+            if takes(self.process_reward.update, "finished"):  # type: ignore[attr-defined]
+                columns["finished"] = finished
             numbers = update_process_reward(self.process_reward, prompts, split.steps, outcomes, columns)
             for name, value in numbers.items():
                 self._metrics["train"][f"process/update/{name}"].append(value)

@@ -17,8 +17,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_prl.credit.groups import ProcessBaseline
 from trl_prl.credit.step_tensors import check_option
+from trl_prl.jobs.config import without_unset
 from trl_prl.report.run_files import check_record_completions
 from trl_prl.steps.splitters import SPLITTER_HELP
+from trl_prl.verifier.card import trl_card
 
 
 logger = logging.getLogger(__name__)
@@ -255,8 +257,8 @@ def check_weights(model: Any, accelerator: Accelerator) -> None:
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Add the process-reward settings of a run to the model card that TRL wrote."""
-    rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
-    card = path.read_text(encoding="utf-8").rstrip()
+    rows = "".join(f"| {name} | {value} |\n" for name, value in without_unset(settings).items())
+    card = trl_card(path).rstrip()
     path.write_text(f"{card}\n\n## Process rewards\n\n| setting | value |\n|---|---|\n{rows}", encoding="utf-8")
 
 

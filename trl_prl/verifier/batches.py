@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,29 @@ def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[in
     return batches
 
 
+def collated(
+    rows: Sequence[Mapping[str, Any]], collator: StepwiseCollator, max_batch_tokens: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Batches of rows on a device, as of [`token_batches`].
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            As for the collator.
+        collator ([`StepwiseCollator`]):
+            Makes the batches.
+        max_batch_tokens (`int`):
+            Most tokens of a batch, padding included.
+        device (`torch.device`):
+            Where to put them.
+
+    Yields:
+        `tuple[list[int], dict[str, torch.Tensor]]`: Indices of the rows of a batch, and the batch.
+    """
+    for indices in token_batches([len(row["input_ids"]) for row in rows], max_batch_tokens):
+        batch = collator([rows[i] for i in indices])
+        yield indices, {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def right_label(config: Any) -> int:
     """Which label of a token-classification model means a right step.
 
@@ -185,21 +208,21 @@ def score_rows(
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
 
     logits = torch.full((len(rows), max((len(row.positions) for row in rows), default=1)), math.nan)
-    batches = token_batches([len(row.input_ids) for row in rows], max_batch_tokens)
+    given = [{"input_ids": row.input_ids, "positions": row.positions} for row in rows]
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
+    num_batches = 0
     try:
         with torch.autocast(device.type, enabled=False):
-            for indices in batches:
-                batch = collator([{"input_ids": rows[i].input_ids, "positions": rows[i].positions} for i in indices])
-                batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            for indices, batch in collated(given, collator, max_batch_tokens, device):
+                num_batches += 1
                 found = gather_positions(forward(batch), batch["positions"], right_label)
                 found = found.masked_fill(~batch["position_mask"], math.nan).cpu()
                 logits[indices, : found.shape[1]] = found
             if accelerator is not None:
-                counts = accelerator.gather(torch.tensor([len(batches)], device=device))
+                counts = accelerator.gather(torch.tensor([num_batches], device=device))
                 empty = torch.zeros((1, 1), dtype=torch.long, device=device)
-                for _ in range(int(counts.max()) - len(batches)):
+                for _ in range(int(counts.max()) - num_batches):
                     forward({"input_ids": empty, "attention_mask": empty + 1})
     finally:
         model.train(was_training)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from trl_prl.jobs.config import without_unset
+
+
+def trl_card(path: Path) -> str:
+    """TRL's card in a file, with words where it has None: for a base in a folder, and a model that is not pushed."""
+    card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", "a model in a local folder")
+    return card.replace('model="None"', f'model="{path.parent}"')
 
 
 def card_section(trainer: Any) -> str:
@@ -15,7 +24,8 @@ def card_section(trainer: Any) -> str:
     Returns:
         `str`: The section.
     """
-    settings = "\n".join(f"- `{name}`: `{value!r}`" for name, value in trainer.settings.to_dict().items())
+    known = without_unset(trainer.settings.to_dict())
+    settings = "\n".join(f"- `{name}`: `{value!r}`" for name, value in known.items())
     metrics: dict[str, Any] = next(
         (entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {}
     )

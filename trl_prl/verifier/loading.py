@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from trl_prl.generation.adapters import adapter_folder, adapter_weights
 from trl_prl.steps.plain_text import split_text
 from trl_prl.steps.split import get_splitter
+from trl_prl.storage.missing import say_missing
 
 
 # Any of these holds a tokenizer.
@@ -53,12 +53,8 @@ def load_verifier_tokenizer(path: str | Path, revision: str | None = None, trust
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, siblings, n=1)
-        hint = f" Did you mean '{folder.parent / near[0]}'?" if near else ""
         raise OSError(
-            f"The verifier '{path}' is neither a folder here ('{folder.absolute()}' does not exist) nor a model that "
-            f"can be had from the hub ({' '.join(str(error).split())}).{hint} Looked for config.json, a tokenizer "
+            f"{say_missing('verifier', path, error)} Looked for config.json, a tokenizer "
             f"({', '.join(TOKENIZER_FILES[:2])}) and weights in safetensors format. Give the folder that "
             "`PAVRewardTrainer` or `ProcessAdvantageVerifier.save_pretrained` wrote, or the id of one on the hub."
         ) from error

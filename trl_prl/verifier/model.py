@@ -223,11 +223,14 @@ class ProcessAdvantageVerifier:
         rows = self._tokenize(prompts, steps, columns.get("finished"))
         self._count(rows, columns.get("log_metric"))
         logits = self.score_tokenized(rows)
-        values = torch.sigmoid(logits / self.settings.temperature + self.settings.offset)
+        values = torch.sigmoid(self._calibrated(logits))
         if self.settings.best_of_k != 1:
             values = best_of_k_values(values, self.settings.best_of_k)
         scores = [row[: len(texts) + 1].tolist() for row, texts in zip(values, steps, strict=True)]
         return [row[0] for row in scores], [row[1:] for row in scores]
+
+    def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits / self.settings.temperature + self.settings.offset
 
     def _tokenize(
         self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], finished: Sequence[Any] | None

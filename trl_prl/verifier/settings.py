@@ -23,9 +23,14 @@ from numpy.typing import NDArray
 
 from trl_prl.metrics.calibration import fit_calibration
 from trl_prl.prompts.format import PromptFormat
+from trl_prl.steps.split import get_splitter
+from trl_prl.types import StepSplitter
 
 
 logger = logging.getLogger(__name__)
+
+# Fewer would fit chance.
+MIN_CALIBRATION_LABELS = 10
 
 
 @dataclass(frozen=True)
@@ -109,18 +114,27 @@ class VerifierSettings:
                 Labels in [0, 1], of the same shape; NaN where there is none.
 
         Returns:
-            [`VerifierSettings`]: The new settings; the old ones, with a warning, where all labels are equal, as every
-            fit would make the values constant.
+            [`VerifierSettings`]: The new settings; the old ones, with a warning, where labels are few, all equal,
+            or do not rise with the logits, as a fit would make the values constant or those of chance.
 
         Raises:
             `ValueError`: If no label goes with a logit.
         """
-        known = labels[~(np.isnan(logits) | np.isnan(labels))]
+        both = ~(np.isnan(logits) | np.isnan(labels))
+        known, scores = labels[both], logits[both]
+        reason = None
         if len(known) and known.min() == known.max():
+            reason = f"all labels it could be fitted to are {known[0]:g}, so its values would become constant"
+        elif 0 < len(known) < MIN_CALIBRATION_LABELS:
+            reason = f"there are {len(known)} labels to fit to, and two numbers need {MIN_CALIBRATION_LABELS} or more"
+        # The loss is convex: its slope has the sign of this covariance.
+        elif len(known) and np.mean((scores - scores.mean()) * (known - known.mean())) <= 0:
+            reason = "its values do not rise with the labels, and calibration keeps their order"
+        if reason is not None:
             logger.warning(
-                "The verifier was not calibrated: all labels it could be fitted to are %g, so its values would become "
-                "constant. Hold out more rows, right and wrong steps among them.",
-                known[0],
+                "The verifier was not calibrated: %s. Hold out more rows, right and wrong steps among them, and see "
+                "whether it tells them apart (its AUROC).",
+                reason,
             )
             return self
         temperature, offset = fit_calibration(logits, labels)
@@ -169,6 +183,21 @@ def collected_settings(path: str, revision: str | None = None) -> dict[str, Any]
         return None
     settings = card.data.to_dict().get("trl_prl")
     return dict(settings) if isinstance(settings, Mapping) else None
+
+
+def collected_splitter(path: str) -> StepSplitter | None:
+    """What cut the steps of a data set that `trl-prl collect` made.
+
+    Args:
+        path (`str`):
+            As of [`collected_settings`].
+
+    Returns:
+        [`StepSplitter`], *optional*: The splitter; `None` for a data set that was made otherwise.
+    """
+    collected = collected_settings(path) or {}
+    name = collected.get("splitter")
+    return None if name is None else get_splitter(name, step_length=collected.get("step_length", 256))
 
 
 def follow_collection(args: Any, path: str) -> None:

@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from trl_prl.metrics.step_values import POSITIVE, metrics_of_records
 
 from .batches import StepwiseCollator, gather_positions
-from .card import card_section
+from .card import card_section, trl_card
 from .config import PAVRewardConfig, as_pav_reward_config
 from .dataset import balanced_class_weights, prepare_eval_dataset, prepare_stepwise_dataset, prompt_type_of
 from .loading import check_causal, load_untrained_model, read_template, with_value_head
@@ -276,7 +276,7 @@ class PAVRewardTrainer(RewardTrainer):
         super().create_model_card(model_name, dataset_name, [*tags, "trl-prl", "pav", "process-reward-model"])
         if self.is_world_process_zero():
             path = Path(str(self.args.output_dir)) / "README.md"
-            path.write_text(path.read_text(encoding="utf-8") + card_section(self), encoding="utf-8")
+            path.write_text(trl_card(path) + card_section(self), encoding="utf-8")
 
 
 def _processing_class(processing_class: Any, model: Any, args: PAVRewardConfig) -> Any:
