@@ -65,3 +65,9 @@ def test_another_model_is_noticed(server: PoolingServer) -> None:
 def test_options_that_nothing_heeds_are_refused(server: PoolingServer) -> None:
     with pytest.raises(ValueError, match="Got the option 'colour', which nothing would heed"):
         served(server, colour="red")
+
+
+def test_families_that_vllm_cannot_run_are_refused(prm_paths: dict[str, str]) -> None:
+    for family in ("skywork", "implicit"):
+        with pytest.raises(ValueError, match="whose scores vLLM's pooling runner cannot compute"):
+            load_process_reward(f"{prm_paths[family]},vllm=http://127.0.0.1:1")
