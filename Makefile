@@ -81,5 +81,5 @@ $(SHARDED)/.installed: $(STAMP)
 	@touch $@
 
 clean:  ## Remove the environment, caches and outputs
-	rm -rf $(VENV) $(SHARDED) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks site quickstart-out
+	rm -rf $(VENV) $(SHARDED) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks site quickstart-out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

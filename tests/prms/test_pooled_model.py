@@ -58,8 +58,16 @@ def test_another_model_is_noticed(server: PoolingServer) -> None:
     server.plan = [{"data": [{"data": [[0.0, 1.0]]}]}] * 9
     with pytest.raises(ValueError, match=r"with 1 rows of \[2\] numbers, not with 1 logits of each token"):
         verifier(PROMPTS[:1], STEPS[:1])
+    server.plan = [{"data": []}]
+    assert len(served(server)(PROMPTS, STEPS)[0]) == 3
 
 
 def test_options_that_nothing_heeds_are_refused(server: PoolingServer) -> None:
     with pytest.raises(ValueError, match="Got the option 'colour', which nothing would heed"):
         served(server, colour="red")
+
+
+def test_families_that_vllm_cannot_run_are_refused(prm_paths: dict[str, str]) -> None:
+    for family in ("skywork", "implicit"):
+        with pytest.raises(ValueError, match="whose scores vLLM's pooling runner cannot compute"):
+            load_process_reward(f"{prm_paths[family]},vllm=http://127.0.0.1:1")

@@ -63,17 +63,6 @@ def test_own_verifier(verifier_server: VLLMServer, tmp_path: Path) -> None:
     assert json.loads(output.read_text())["step_values"] == pytest.approx(expected[1][0], abs=1e-5)
 
 
-def test_what_cannot_be_served_is_refused(verifier_server: VLLMServer, prm_paths: dict[str, str]) -> None:
-    address = f",vllm={verifier_server.root}"
-    with pytest.raises(ValueError, match="which vLLM's pooling runner cannot compute"):
-        load_process_reward(prm_paths["skywork"] + address)
-    with pytest.raises(ValueError, match="which nothing would heed"):
-        load_process_reward(f"{arithmetic_verifier_path()}{address},colour=red")
-    other = load_process_reward(prm_paths["trl"] + address)
-    with pytest.raises(ValueError, match="not with 2 logits of each token"):
-        other(["abc"], [["x"]])
-
-
 def test_a_public_model(tmp_path: Path) -> None:
     """Qwen's: vLLM would answer with the steps that it finds itself, so all tokens are asked for."""
     path = save_qwen(tmp_path / FOLDER_NAMES["qwen"], num_attention_heads=2, num_key_value_heads=1)

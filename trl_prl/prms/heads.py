@@ -1,4 +1,5 @@
-"""Heads of public process reward models, as modules of ours that load their weights without remote code."""
+"""Public process reward models as modules of ours: heads that load their weights without remote code, and a model that
+runs in vLLM's server."""
 
 from __future__ import annotations
 
@@ -8,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2Model, Qwen2PreTrainedModel
+from transformers import AutoConfig, Qwen2Model, Qwen2PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
+
+from trl_prl.generation.server_calls import UnusableAnswerError
+
+from .remote import http_answer, http_calls
 
 
 # Tokens whose logits over the vocabulary are computed at a time.
@@ -130,6 +135,94 @@ class LogRatio(nn.Module):
         ratio = _token_logps(self.model, input_ids, attention_mask, **kwargs) - reference
         ratio = nn.functional.pad(ratio, (1, 0)) * attention_mask
         return TokenClassifierOutput(logits=ratio.cumsum(1).unsqueeze(-1))
+
+
+class PooledModel(nn.Module):
+    r"""
+    A token classifier that runs in vLLM's pooling runner, in the place of a model in this process.
+
+    `vllm serve MODEL --runner pooling` answers a text with the logits of all its tokens, from which its family reads
+    those of steps. [`load_process_reward`] makes it with the option `vllm`.
+
+    Args:
+        url (`str`):
+            Address, such as `"http://10.0.0.7:8000"`.
+        config ([`~transformers.PreTrainedConfig`]):
+            Config of the served model.
+        timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds for the request of one solution.
+        max_wait (`float`, *optional*, defaults to `300.0`):
+            Seconds for a solution with all attempts.
+
+    Raises:
+        `ImportError`: If httpx or tenacity is not installed.
+        `ConnectionError`: If the server does not answer in time.
+    """
+
+    def __init__(self, url: str, config: Any, *, timeout: float = 120.0, max_wait: float = 300.0) -> None:
+        super().__init__()
+        self.config = config
+        # Whoever asks where the model lies finds a place.
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._calls = http_calls(
+            [url.rstrip("/")],
+            None,
+            timeout=timeout,
+            max_attempts=20,
+            max_wait=max_wait,
+            concurrency=64,
+            advice="Check that `vllm serve MODEL --runner pooling` runs there.",
+        )
+        self._served = next(self._calls.each(_served_name, [None], lambda _: "/v1/models"))
+
+    @classmethod
+    def of(cls, path: str, url: str, family: Any, revision: str | None = None) -> PooledModel:
+        """A model at a server, by the folder or hub id of its config.
+
+        Raises:
+            `ValueError`: If vLLM cannot compute the scores of its family.
+        """
+        if family in ("implicit", "skywork"):
+            raise ValueError(
+                f"Got vllm={url!r} for '{path}' of the family {family!r}, whose scores vLLM's pooling runner cannot "
+                "compute. Serve it with `trl-prl serve`, or leave `vllm` out."
+            )
+        return cls(url, AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
+        """Logits of shape (B, T, L) for texts that are padded on the right; zeros behind their ends."""
+        texts = [row[: int(mask.sum())].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+        logits = torch.zeros(*input_ids.shape, self.config.num_labels)
+        found = self._calls.each(self._pool, texts, lambda text: f"a text of {len(text)} tokens")
+        for row, numbers in zip(logits, found, strict=True):
+            row[: len(numbers)] = torch.tensor(numbers)
+        return TokenClassifierOutput(logits=logits.to(input_ids.device))
+
+    async def _pool(self, client: Any, text: list[int]) -> list[list[float]]:
+        body = {"model": self._served, "input": text, "task": "token_classify", "use_activation": False}
+        answer = await http_answer(client, "POST", "/pooling", json=body)
+        try:
+            rows = answer["data"][0]["data"]
+            shape = len(rows), {len(row) for row in rows}
+        except (KeyError, IndexError, TypeError) as error:
+            raise UnusableAnswerError(
+                f"an answer that is none to /pooling ({type(error).__name__}: {error})"
+            ) from error
+        if shape != (len(text), {self.config.num_labels}):
+            raise ValueError(
+                f"{client.base_url} answered a text of {len(text)} tokens with {shape[0]} rows of {sorted(shape[1])} "
+                f"numbers, not with {self.config.num_labels} logits of each token. Serve the same model, with "
+                "`--runner pooling`; a classifier made of two tokens needs `--hf-overrides`, see docs/public_prms.md."
+            )
+        return rows  # type: ignore[no-any-return]
+
+
+async def _served_name(client: Any, _: None) -> str:
+    answer = await http_answer(client, "GET", "/v1/models")
+    try:
+        return str(answer["data"][0]["id"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise UnusableAnswerError(f"no name of a model ({type(error).__name__}: {error})") from error
 
 
 def _token_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:

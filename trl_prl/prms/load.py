@@ -17,11 +17,11 @@ from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 from .checkpoint import FAMILY_NAMES, check_weights, read_checkpoint, recognise
 from .families import FAMILIES, Family
-from .heads import LabelTokenClassifier
+from .heads import LabelTokenClassifier, PooledModel
 from .implicit import ImplicitProcessReward
 from .model import PublicProcessReward
 from .refresh import OnlineVerifier
-from .remote import PooledModel, RemoteProcessReward
+from .remote import RemoteProcessReward
 
 
 # Options of models in this process, which commands pass whatever they are given.
@@ -51,7 +51,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
             The family where it cannot be recognised: `"verifier"`, `"trl"`, `"qwen"`, `"math-shepherd"`, `"rlhflow"`,
             `"skywork"`, `"implicit"`, `"judge"` for a model behind an OpenAI-compatible endpoint; or one of your own.
         reference (`str`, *optional*):
-            Folder or hub id of the reference of an implicit PRM, which makes it one; one that learns needs none.
+            Reference of an implicit PRM, which makes it one; one that learns needs none.
         device (`torch.device` or `str`, *optional*):
             Where to put a model; it stays on the CPU by default, and trainers move it to the process's device.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
@@ -63,8 +63,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
         revision (`str`, *optional*):
             Branch, tag or commit on the hub.
         vllm (`str`, *optional*):
-            Address of `vllm serve MODEL --runner pooling`, which then runs the model; its config and tokenizer are
-            read here.
+            Address of `vllm serve MODEL --runner pooling`, which then runs the model.
         **options:
             Options of the family (`system_prompt`, `number_steps`, `step_separator`), of [`ImplicitProcessReward`],
             [`RemoteProcessReward`] and [`JudgeProcessReward`], of `OnlineVerifier` (`refresh_every`), `initial_value`
@@ -190,7 +189,7 @@ def _load_model_reward(
     if vllm is None:
         check_weights(checkpoint)
     kwargs = _loading_arguments(options, checkpoint.config, device)
-    served = None if vllm is None else _served(path, vllm, family, revision)
+    served = None if vllm is None else PooledModel.of(path, vllm, family, revision)
     if family == "verifier" and served is not None:
         _for_no_model(lambda: None, options)
         tokenizer = load_verifier_tokenizer(path, revision)
@@ -220,15 +219,6 @@ def _load_model_reward(
         return PublicProcessReward(served, tokenizer, family, **made)
     model = _load_model(path, family, tokenizer, revision=revision, **kwargs, **options)
     return _on_device(PublicProcessReward(model, tokenizer, family, **made), device, kwargs)
-
-
-def _served(path: str, url: str, family: Any, revision: str | None) -> PooledModel:
-    if family in ("implicit", "skywork"):
-        raise ValueError(
-            f"Got vllm={url!r} for '{path}' of the family {family!r}, whose scores vLLM's pooling runner cannot "
-            "compute. Serve it with `trl-prl serve`, or leave `vllm` out."
-        )
-    return PooledModel(url, AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
 
 
 def _load_implicit(

@@ -1,4 +1,4 @@
-"""A process reward on other machines: the client of `trl-prl serve`, and a model behind vLLM's pooling runner."""
+"""A process reward on other machines: the client of `trl-prl serve`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any
-
-import torch
-from transformers.modeling_outputs import TokenClassifierOutput
 
 from trl_prl.generation.server_calls import PassingError, ServerCalls, UnusableAnswerError
 from trl_prl.prompts.format import PromptFormat
@@ -77,7 +74,7 @@ class RemoteProcessReward:
     ) -> None:
         self.urls = [url.strip().rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         self.chunk_size = chunk_size
-        self._calls = _http_calls(
+        self._calls = http_calls(
             self.urls,
             token,
             timeout=timeout,
@@ -147,77 +144,23 @@ class RemoteProcessReward:
         return list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
 
 
-class PooledModel(torch.nn.Module):
-    r"""
-    A token classifier that runs in vLLM's pooling runner, in the place of a model in this process.
-
-    `vllm serve MODEL --runner pooling` answers a text with the logits of all its tokens, from which its family reads
-    those of steps. [`load_process_reward`] makes it with the option `vllm`.
+def http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCalls:
+    """Requests to servers of scores.
 
     Args:
-        url (`str`):
-            Address, such as `"http://10.0.0.7:8000"`.
-        config ([`~transformers.PreTrainedConfig`]):
-            Config of the served model.
-        timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds for the request of one solution.
-        max_wait (`float`, *optional*, defaults to `300.0`):
-            Seconds for a solution with all attempts.
+        urls (`list[str]`):
+            Addresses.
+        token (`str`, *optional*):
+            Their token; by default that of the environment variable `TRL_PRL_TOKEN`.
+        **settings:
+            As of [`ServerCalls`].
+
+    Returns:
+        [`ServerCalls`]: The requests, whose clients are `httpx.AsyncClient`.
 
     Raises:
         `ImportError`: If httpx or tenacity is not installed.
-        `ConnectionError`: If the server does not answer in time.
     """
-
-    def __init__(self, url: str, config: Any, *, timeout: float = 120.0, max_wait: float = 300.0) -> None:
-        super().__init__()
-        self.config = config
-        # Whoever asks where the model lies finds a place.
-        self.place = torch.nn.Parameter(torch.empty(0), requires_grad=False)
-        self._calls = _http_calls(
-            [url.rstrip("/")],
-            None,
-            timeout=timeout,
-            max_attempts=20,
-            max_wait=max_wait,
-            concurrency=64,
-            advice="Check that `vllm serve MODEL --runner pooling` runs there.",
-        )
-        (models,) = self._calls.each(
-            lambda client, _: _answer(client, "GET", "/v1/models"), [None], lambda _: "/v1/models"
-        )
-        self._served = models["data"][0]["id"]
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> TokenClassifierOutput:
-        """Logits of shape (B, T, L) for texts that are padded on the right; zeros behind their ends."""
-        texts = [row[: int(mask.sum())].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-        logits = torch.zeros(*input_ids.shape, self.config.num_labels)
-        found = self._calls.each(self._pool, texts, lambda text: f"a text of {len(text)} tokens")
-        for row, numbers in zip(logits, found, strict=True):
-            row[: len(numbers)] = torch.tensor(numbers)
-        return TokenClassifierOutput(logits=logits.to(input_ids.device))
-
-    async def _pool(self, client: Any, text: list[int]) -> list[list[float]]:
-        body = {"model": self._served, "input": text, "task": "token_classify", "use_activation": False}
-        answer = await _answer(client, "POST", "/pooling", json=body)
-        try:
-            rows = answer["data"][0]["data"]
-            shape = len(rows), {len(row) for row in rows}
-        except (KeyError, IndexError, TypeError) as error:
-            raise UnusableAnswerError(
-                f"an answer that is none to /pooling ({type(error).__name__}: {error})"
-            ) from error
-        if shape != (len(text), {self.config.num_labels}):
-            raise ValueError(
-                f"{client.base_url} answered a text of {len(text)} tokens with {shape[0]} rows of {sorted(shape[1])} "
-                f"numbers, not with {self.config.num_labels} logits of each token. Serve the same model, with "
-                "`--runner pooling`; a classifier made of two tokens needs `--hf-overrides`, see docs/public_prms.md."
-            )
-        return rows  # type: ignore[no-any-return]
-
-
-def _http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCalls:
-    """Requests to servers, with the token of this process."""
     try:
         import httpx
         import tenacity  # noqa: F401
@@ -237,12 +180,8 @@ def _http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCa
     return ServerCalls(urls, lambda url: httpx.AsyncClient(base_url=url, **fields), backoff=0.2, **settings)
 
 
-async def _served_name(client: Any, _: None) -> str:
-    return str((await _answer(client, "GET", "/v1/models"))["data"][0]["id"])
-
-
 async def _info(client: Any, _: None) -> Any:
-    info = await _answer(client, "GET", "/info")
+    info = await http_answer(client, "GET", "/info")
     for name, types in _INFO.items():
         value = info.get(name) if isinstance(info, dict) else info
         if type(value) not in types:
@@ -251,7 +190,7 @@ async def _info(client: Any, _: None) -> Any:
 
 
 async def _ask(route: str, client: Any, chunk: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    answer = await _answer(client, "POST", route, json=chunk)
+    answer = await http_answer(client, "POST", route, json=chunk)
     try:
         found = {name: [_numbers(entry) for entry in answer[name]] for name in _FIELDS[route]}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -265,8 +204,24 @@ async def _ask(route: str, client: Any, chunk: Mapping[str, list[Any]]) -> dict[
     return found
 
 
-async def _answer(client: Any, method: str, route: str, **fields: Any) -> Any:
-    """One attempt at a server."""
+async def http_answer(client: Any, method: str, route: str, **fields: Any) -> Any:
+    """One attempt at a server of scores.
+
+    Args:
+        client (`httpx.AsyncClient`):
+            Client of the server.
+        method (`str`), route (`str`):
+            What is asked of it.
+        **fields:
+            The rest of the request.
+
+    Returns:
+        The JSON of the answer.
+
+    Raises:
+        [`PassingError`]: For no connection, and for answers that pass.
+        `ValueError`: For a wrong token, and for a request that would be refused again.
+    """
     import httpx
 
     try:
