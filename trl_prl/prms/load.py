@@ -56,7 +56,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
             Where to put a model; it stays on the CPU by default, and trainers move it to the process's device.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
             Precision; by default that of the weights.
-        load_in_4bit (`bool`, *optional*), load_in_8bit (`bool`, *optional*):
+        load_in_4bit, load_in_8bit (`bool`, *optional*):
             Quantize with bitsandbytes while loading.
         max_batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens of a batch.
@@ -73,8 +73,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
 
     Raises:
         `TypeError`: If `process_reward` is neither a text nor callable.
-        `ValueError`: If a model is of no known family, with what was found in it and what can be done.
-        `OSError`: If there is no model, or none in safetensors format.
+        `ValueError`, `OSError`: If a model is of no known family, is not there, or not in safetensors format.
 
     Example:
 
