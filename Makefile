@@ -8,10 +8,12 @@ PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The packages of $(VENV), and DeepSpeed, whose presence alone changes what other libraries do.
+SHARDED := $(VENV)-distributed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-ray test-versions test-vllm lint format typecheck docs docs-serve env clean help
+.PHONY: quickstart test test-ray test-distributed test-vllm test-versions lint format typecheck docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -21,14 +23,17 @@ quickstart: $(STAMP)  ## Train small policies with process rewards on the CPU, i
 	$(BIN)/trl-prl quickstart
 
 test: lint typecheck docs  ## Run every check and every test
-	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray and not vllm"
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray and not vllm"
+	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray and not sharded and not vllm"
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray and not sharded and not vllm"
 
 test-ray: $(STAMP)  ## Test jobs on a Ray cluster of several nodes on this machine, a few minutes
 	$(PYTEST) -m ray
 
 test-versions: $(STAMP)  ## Test the oldest and newest supported releases, in environments of their own
 	$(BIN)/python tests/scripts/check_versions.py --again
+
+test-distributed: $(SHARDED)/.installed  ## Test trainings whose weights two processes share (ZeRO-2, ZeRO-3, FSDP2)
+	OMP_NUM_THREADS=1 $(SHARDED)/bin/python -m pytest -m sharded --durations 5
 
 test-vllm: $(VLLM_VENV)/.installed  ## Test generation, training and scoring with vLLM on the CPU, in its own environment
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm
@@ -67,6 +72,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e ".[dev]"
 	@touch $@
 
+$(SHARDED)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(SHARDED)
+	@packages="import sysconfig; print(sysconfig.get_path('purelib'))"; \
+		echo "import site; site.addsitedir('$$($(BIN)/python -c "$$packages")')" \
+		> "$$($(SHARDED)/bin/python -c "$$packages")/packages.pth"
+	$(SHARDED)/bin/python -m pip install -c constraints.txt deepspeed
+	@touch $@
+
 clean:  ## Remove the environment, caches and outputs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks site quickstart-out
+	rm -rf $(VENV) $(SHARDED) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks site quickstart-out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

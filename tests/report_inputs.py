@@ -145,7 +145,13 @@ def write_results(folder: Path) -> Path:
     results = {
         "verifier": {"kind": "verifier_evaluation", "verifier": "my-verifier", "metrics": {"brier": 0.1}}
         | {"calibration": bins, "positions": [{"position": 1, "brier": 0.2}]},
-        "diagnosis": {"kind": "diagnosis", "base": "policy", "candidates": candidates, "warnings": ["few problems"]}
+        "diagnosis": {
+            "kind": "diagnosis",
+            "base": "policy",
+            "candidates": candidates,
+            "warnings": ["few problems"],
+            "words": ["It is highest with Bo4."],
+        }
         | {"recommendation": {"prover": "base", "k": 4, "alpha": [0.5, 4.0]}, "by_difficulty": []},
         "evaluation": {"kind": "evaluation", "models": {"base": {"metrics": metrics}, "tuned": {"metrics": metrics}}}
         | {"comparisons": [{"metric": "avg@4", "first": "base", "second": "tuned", "difference": 0.0}]},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +117,32 @@ def make_trainer(kind: str, model: Any, output_dir: Path | str, trainer: dict[st
 def move_away_from_reference(trainer: Any, scale: float = 0.05) -> None:
     """Change the trained parameters, so that the log-ratio to the reference is not 0 from the start."""
     generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    changed = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    with torch.no_grad(), gathered(changed, modifier_rank=0):
+        for parameter in changed:
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def gathered(parameters: Iterable[torch.Tensor], **options: Any) -> AbstractContextManager[Any]:
+    """Have parameters whole that DeepSpeed ZeRO-3 has partitioned; all processes must ask."""
+    shared = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not shared:
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(shared, **options)
 
 
 def trainable(trainer: Any) -> dict[str, torch.Tensor]:
     """Copies of the trained parameters, whole where the processes share them; then all processes must ask."""
-    return {name: whole(value.detach()) for name, value in trainer.model.named_parameters() if value.requires_grad}
+    return {name: whole(value) for name, value in trainer.model.named_parameters() if value.requires_grad}
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
     """Copy of a tensor, gathered if it is sharded."""
-    return value.full_tensor().clone() if isinstance(value, DTensor) else value.clone()
+    with gathered([value]):
+        value = value.detach()
+        return value.full_tensor().clone() if isinstance(value, DTensor) else value.clone()
 
 
 def train_logs(trainer: Any) -> list[dict[str, float]]:

@@ -203,7 +203,8 @@ class ProcessReward(Protocol):
     the default) or `"advantages"` (progress). One that returns values should have a method
     `initial_values(prompts, **columns) -> list[float]` for the value of the prompt itself. Where it can compute both
     at once, a method `score_solutions(prompts, steps, **columns)` that returns the values of the prompts and those of
-    the steps is called instead of the two. A method `prepare(accelerator)` is called once, before training.
+    the steps is called instead of the two. A method `prepare(accelerator)` is called once, before training, and
+    behind it, where there is one, `attach(trainer)`.
 
     One that learns while the policy does has a method
     `update(prompts, steps, outcomes, **columns) -> dict[str, float]`. [`PAVTrainer`] and [`ProcessRewardCallback`]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
 
 from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems
-from tests.tiny_models import build_tokenizer
+from tests.tiny_models import build_tokenizer, make_grpo_args, prompt_dataset
 from tests.trainer_runs import make_trainer, train_logs
 from trl_prl.collection.monte_carlo_reward import MonteCarloProcessReward, refuse_shards
 from trl_prl.demo.arithmetic import arithmetic_reward
 from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.local import TransformersGenerator
+from trl_prl.training.callback import ProcessRewardCallback
 from trl_prl.types import Prompt, SamplingParams
 
 
@@ -108,6 +112,69 @@ def test_a_training_on_values_of_the_live_policy(tiny_model_path: str, tmp_path:
     # With no weight on the outcome itself, progress is all there is.
     assert train_logs(trainer)[0]["process/advantage_share"] == 1
     assert reward.score_solutions(*asked) != before
+
+
+class Engine:
+    """Stands for a `vllm.LLM`: ends every prompt with one token and the end, and remembers what it was asked."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.tokenizer, self.text = tokenizer, text
+        self.asked: list[tuple[list[int], Any]] = []
+
+    def get_tokenizer(self) -> Any:
+        return self.tokenizer
+
+    def generate(self, prompts: list[dict[str, Any]], params: list[Any], use_tqdm: bool) -> list[Any]:
+        self.asked += zip((prompt["prompt_token_ids"] for prompt in prompts), params, strict=True)
+        ids = [*self.tokenizer(self.text).input_ids, self.tokenizer.eos_token_id]
+        sample = SimpleNamespace(token_ids=ids, finish_reason="stop", stop_reason=None)
+        return [SimpleNamespace(outputs=[sample]) for _ in prompts]
+
+
+def test_rollouts_are_drawn_by_the_trainers_own_vllm_engine(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    reward = MonteCarloProcessReward(None, ends_with_seven, n=2)
+    more: dict[str, Any] = {"process_reward": reward, "reward_funcs": ends_with_seven}
+    settings: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "initial_value": None}
+    trainer = make_trainer("pav", tiny_model_path, tmp_path, more, **settings)
+    engine = Engine(trainer.processing_class, "7")
+    # vLLM is not installed, so the trainer cannot make one: it samples by itself, and this is what it would hold.
+    held = SimpleNamespace(mode="colocate", llm=engine, tensor_parallel_size=1, enable_sleep_mode=False)
+    trainer.use_vllm, trainer.vllm_generation = True, held
+    reward.attach(trainer)
+    trainer.use_vllm = False
+    trainer.train()
+    # All rollouts are right: no step makes progress but a last one that is wrong.
+    assert train_logs(trainer)[0]["process/reward/mean"] < 0
+    assert len(engine.asked) == sum(log["process/monte_carlo/num_rollouts"] for log in train_logs(trainer))
+    ids, sampling = engine.asked[0]
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.7, 0.9, trainer.max_completion_length)
+    assert trainer.processing_class.decode(ids) in prompt_dataset()["prompt"]
+    assert len({sampling.seed for _, sampling in engine.asked}) == len(engine.asked)
+    for field, value in (("tensor_parallel_size", 2), ("enable_sleep_mode", True)):
+        trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(**{**vars(held), field: value})
+        with pytest.raises(ValueError, match=f"vllm_{field}={value}"):
+            reward.attach(trainer)
+
+
+def test_rollouts_are_drawn_by_the_policy_itself_without_vllm(tiny_model_path: str, tmp_path: Path) -> None:
+    reward = MonteCarloProcessReward(None, even_length, n=2)
+    with pytest.raises(ValueError, match="no rollout can be drawn"):
+        reward.score_solutions(["a"], [["7"]])
+    args = make_grpo_args(GRPOConfig, tmp_path)
+    trainer = GRPOTrainer(tiny_model_path, even_length, args=args, train_dataset=prompt_dataset())
+    trainer.add_callback(ProcessRewardCallback(trainer, process_reward=reward))
+    trainer.train()
+    assert reward.generator.model is trainer.model  # type: ignore[union-attr]
+    assert all(log["process/monte_carlo/num_rollouts"] > 0 for log in train_logs(trainer))
+    assert reward.sampling.max_tokens == trainer.max_completion_length  # type: ignore[union-attr]
+    # A generator of one's own is left alone.
+    own = scripted(lambda prompt, i: "7")
+    generator = own.generator
+    own.attach(trainer)
+    assert own.generator is generator
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.scripts.distributed_prm import train
+from tests.two_processes import launch_two_processes, load_ranks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen", "rlhflow"])
-def test_two_processes_equal_one(
-    family: str, prm_paths: dict[str, str], tiny_model_path: str, tmp_path: Path, repo_root: Path
-) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["tests/scripts/distributed_prm.py", "--model", tiny_model_path, "--verifier", prm_paths[family]]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    command += ["--output-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_processes_equal_one(family: str, prm_paths: dict[str, str], tiny_model_path: str, tmp_path: Path) -> None:
+    words = ("--model", tiny_model_path, "--verifier", prm_paths[family])
+    launch_two_processes("distributed_prm.py", tmp_path, *words)
+    ranks = load_ranks(tmp_path)
     one = train(tiny_model_path, prm_paths[family], tmp_path / "one", num_processes=1)
     assert [rank["world_size"] for rank in ranks] == [2, 2]
     for name, expected in one["parameters"].items():

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.scripts.distributed_implicit import learn
 from tests.tiny_models import build_model, build_tokenizer, prompt_dataset
 from tests.trainer_runs import make_trainer, train_logs
+from tests.two_processes import launch_two_processes, load_ranks
+from trl_prl.demo.arithmetic import ArithmeticProblem, arithmetic_policy_path
+from trl_prl.demo.arithmetic_prover import continue_solution
 from trl_prl.prms.implicit import ImplicitProcessReward
 from trl_prl.prms.load import load_process_reward
 
@@ -127,6 +130,30 @@ def test_it_learns_outcomes_and_which_step_decides_them() -> None:
     assert sum(deciding) > 40  # 20 by chance
 
 
+def test_it_learns_arithmetic_from_outcomes() -> None:
+    """Sums of two numbers, by a prover that errs in a line of five: only the answer says which solutions are right."""
+    path = arithmetic_policy_path()
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    torch.manual_seed(0)
+    reward = ImplicitProcessReward(model, tokenizer, learning_rate=5e-3, lora_rank=8, beta=0.2)
+    numbers, generator = random.Random(0), np.random.default_rng(0)
+
+    def solutions(count: int) -> tuple[list[str], list[list[str]], list[float | None]]:
+        problems = [
+            ArithmeticProblem((numbers.randint(1, 9), numbers.choice((-1, 1)) * numbers.randint(1, 9)))
+            for _ in range(count)
+        ]
+        texts = [continue_solution(problem, "", 0.2, generator) or "" for problem in problems]
+        right = [float(text.endswith(f"#{one.answer}")) for text, one in zip(texts, problems, strict=True)]
+        return [one.prompt for one in problems], [text.splitlines(keepends=True) for text in texts], [*right]
+
+    prompts, steps, known = solutions(100)
+    for _ in range(10):
+        reward.update(*solutions(64))
+    sums = [sum(row) for row in reward(prompts, steps)]  # type: ignore[arg-type]
+    assert roc_auc_score(known, sums) > 0.65
+
+
 def test_its_state_goes_on_where_it_was() -> None:
     reward, other = make_reward(), make_reward()
     reward.update(PROMPTS, STEPS, OUTCOMES)
@@ -208,21 +235,17 @@ def test_resume_is_exact(tiny_model_path: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, parameters[name]) for name, value in other.state_dict()["parameters"].items())
 
 
-def run_on_two_processes(output_dir: Path, repo_root: Path, *options: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["tests/scripts/distributed_implicit.py", "--output-dir", str(output_dir), *options]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    ranks = [torch.load(output_dir / f"{rank}.pt") for rank in range(2)]
+def run_on_two_processes(output_dir: Path, *options: str) -> list[dict[str, Any]]:
+    launch_two_processes("distributed_implicit.py", output_dir, *options)
+    ranks = load_ranks(output_dir)
     for name, value in ranks[0]["parameters"].items():
         assert torch.equal(value, ranks[1]["parameters"][name])
     return ranks
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path, repo_root: Path) -> None:
-    ranks, one = run_on_two_processes(tmp_path, repo_root), learn()
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    ranks, one = run_on_two_processes(tmp_path), learn()
     for name, expected in one["parameters"].items():
         torch.testing.assert_close(ranks[0]["parameters"][name], expected, atol=1e-6, rtol=0)
     for found in ranks:
@@ -230,9 +253,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, repo_root: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path, repo_root: Path) -> None:
+def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path) -> None:
     """Also where one of them has nothing to learn from, which still takes part."""
-    ranks = run_on_two_processes(tmp_path, repo_root, "--model", tiny_model_path)
+    ranks = run_on_two_processes(tmp_path, "--model", tiny_model_path)
     for found in ranks:
         assert [log["process/update/num_solutions"] for log in found["logs"]] == [4, 4]
     saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)

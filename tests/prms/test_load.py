@@ -106,6 +106,14 @@ def test_scaled_logits_are_refused(tmp_path: Path) -> None:
         load_process_reward(path, family="rlhflow")
 
 
+@pytest.mark.parametrize("text", ["", '{"model_type": ', "[" * 100_000])
+def test_a_torn_config_is_named(tmp_path: Path, text: str) -> None:
+    path = save_trl(tmp_path / "torn")
+    (path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json is no JSON"):
+        load_process_reward(path)
+
+
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     path = save_trl(tmp_path / "pickled")
     (path / "model.safetensors").unlink()

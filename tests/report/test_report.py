@@ -83,6 +83,7 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     assert [candidate["k"] for candidate in diagnosis["candidates"]] == [1, 2, 4]
     assert diagnosis["candidates"][2]["numbers"]["gain"] == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.45})
     assert ["alpha", "0.5, 4"] in diagnosis["recommendation"]
+    assert diagnosis["words"] == ["It is highest with Bo4."]
     (evaluation,) = found["evaluations"]
     assert evaluation["models"][0]["metrics"]["avg@4"] == {"value": 0.3, "low": 0.2, "high": 0.4}
     problems, summary = found["searches"]
@@ -135,6 +136,15 @@ def test_a_run_of_another_trainer_shows_the_log_of_its_last_checkpoint(tmp_path:
     assert run["metrics"]["eval"]["reward"] == [[10], [0.5]]
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"log_history": [', "[" * 100_000])
+def test_a_torn_state_of_a_trainer_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run" / "checkpoint-5" / "trainer_state.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"trainer_state.json is no state of a trainer"):
+        payload_of(tmp_path)
+
+
 def test_unreadable_lines_are_named(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     path = RunWriter(tmp_path / "run").completions_path
@@ -142,6 +152,20 @@ def test_unreadable_lines_are_named(tmp_path: Path) -> None:
     found = payload_of(tmp_path / "run")
     assert len(found["completions"]) == 39
     assert "1 unreadable lines" in found["warnings"][0]
+
+
+@pytest.mark.parametrize("text", ["", '{"method": "PR', "[]", '{"version": "one"}', '{"starts": 3}', None])
+def test_an_unreadable_manifest_is_named_and_the_rest_is_shown(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run")
+    path = tmp_path / "run" / "process" / "run.json"
+    path.unlink() if text is None else path.write_text(text)
+    found = payload_of(tmp_path / "run")
+    assert len(found["completions"]) == 40
+    assert [warning.split(" is missing, empty or torn")[0] for warning in found["warnings"]] == [str(path)]
+    assert cli.main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report.html")]) == 0
+    assert str(path) in " ".join(capsys.readouterr().err.split())
 
 
 def test_more_completions_than_asked_for_are_thinned_in_whole_rollouts(tmp_path: Path) -> None:

@@ -59,6 +59,20 @@ def test_a_run_that_begins_anew_leaves_nothing_of_the_one_before(tmp_path: Path)
     assert [row["steps"] for row in read_run(tmp_path).completions] == [["second"], ["second"]]
 
 
+@pytest.mark.parametrize("text", ["", '{"method": "PR', '{"starts": 3}'])
+def test_an_unreadable_manifest_is_named_and_written_anew(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = RunWriter(tmp_path)
+    writer.start({"method": "PAV"}, 0, "t0")
+    assert not caplog.records
+    (tmp_path / "process" / "run.json").write_text(text)
+    writer.start({"method": "PAV"}, 2, "t1")
+    assert [str(tmp_path / "process" / "run.json") in record.message for record in caplog.records] == [True]
+    manifest = read_run(tmp_path).manifest
+    assert (manifest["method"], [start["time"] for start in manifest["starts"]]) == ("PAV", ["t1"])
+
+
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_torn_line_costs_that_line_only(tmp_path: Path, cut: int) -> None:
     writer = RunWriter(tmp_path)

@@ -95,53 +95,85 @@ PROCESS_REWARDS = {"pav": values_with_metrics, "pav-half": half_unscored, "pav-f
 ONLINE = "pav-online"
 
 
-def make_fixed_trainer(kind: str, model: str, output_dir: Path, num_processes: int, **overrides: Any) -> Any:
+def make_fixed_trainer(
+    kind: str,
+    model: str,
+    output_dir: Path,
+    num_processes: int,
+    arguments: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Any:
     """Build a recording trainer for a share of the global batch.
 
     Args:
         kind (`str`):
-            `"prl"`, one of `PROCESS_REWARDS` or `ONLINE`.
+            `"prl"`, one of `PROCESS_REWARDS`, `ONLINE`, or `"pav-..."` with a `process_reward` among the arguments.
         model (`str`):
             Folder of the policy.
         output_dir (`Path`):
             Folder of the run.
         num_processes (`int`):
             Number of processes the global batch is shared out to.
+        arguments (`dict`, *optional*):
+            Further arguments of the trainer.
         **overrides:
-            Configuration fields that say how the model is spread over the processes.
+            Configuration fields, such as those that say how the model is spread over the processes.
 
     Returns:
         `PRLTrainer` or `PAVTrainer`: The trainer.
     """
-    arguments: dict[str, Any] = {"rollout_func": fixed_rollout}
+    given: dict[str, Any] = {"rollout_func": fixed_rollout, **(arguments or {})}
+    if kind in PROCESS_REWARDS:
+        given["process_reward"] = PROCESS_REWARDS[kind]
+    if kind == ONLINE:
+        given["process_reward"] = online_verifier()
     if kind != "prl":
-        arguments["process_reward"] = online_verifier() if kind == ONLINE else PROCESS_REWARDS[kind]
-        overrides["calibration_steps"] = 1
-        overrides["progress_scale"] = "outcome"
-    trainer = make_trainer(
-        kind.partition("-")[0],
-        model,
-        output_dir,
-        arguments,
-        per_device_train_batch_size=GLOBAL_BATCH // num_processes,
-        num_generations=GROUP,
-        max_steps=4,
-        num_iterations=2,
-        optim="sgd",  # Adam divides by the gradient's size, which blows up the rounding of small gradients
-        learning_rate=0.5,
-        log_completions=True,
-        beta=0.2,
-        process_baseline="group",
-        **overrides,
-    )
+        overrides |= {"calibration_steps": 1, "progress_scale": "outcome"}
+    overrides |= {"log_completions": True, "process_baseline": "group"}
+    settings = {**fixed_settings(num_processes), **overrides}
+    trainer = make_trainer(kind.partition("-")[0], model, output_dir, given, **settings)
     train_dataset = trainer.train_dataset
     assert train_dataset.column_names == prompt_dataset().column_names
     assert trainer.reward_funcs == [token_reward]
     return trainer
 
 
+def fixed_settings(num_processes: int) -> dict[str, Any]:
+    """Configuration of a short run on a share of the global batch."""
+    return {
+        "per_device_train_batch_size": GLOBAL_BATCH // num_processes,
+        "num_generations": GROUP,
+        "max_steps": 4,
+        "num_iterations": 2,
+        "optim": "sgd",  # Adam divides by the gradient's size, which blows up the rounding of small gradients
+        "learning_rate": 0.5,
+        "beta": 0.2,
+    }
+
+
+def train_and_compare(trainer: Any) -> dict[str, Any]:
+    """Train any trainer.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+
+    Returns:
+        `dict`: World size, logs, and parameters before and after.
+    """
+    move_away_from_reference(trainer)
+    start = trainable(trainer)
+    trainer.train()
+    return {
+        "world_size": trainer.accelerator.num_processes,
+        "logs": train_logs(trainer),
+        "start": start,
+        "parameters": trainable(trainer),
+    }
+
+
 def train_and_collect(trainer: Any) -> dict[str, Any]:
-    """Train.
+    """Train a recording trainer.
 
     Args:
         trainer (`PRLTrainer` or `PAVTrainer`):
@@ -151,9 +183,7 @@ def train_and_collect(trainer: Any) -> dict[str, Any]:
         `dict`: World size, logs, parameters before and after, the completions table, this process's advantages and
         what its process reward has learned.
     """
-    move_away_from_reference(trainer)
-    start = trainable(trainer)
-    trainer.train()
+    found = train_and_compare(trainer)
     # The rows of a loss are shuffled within a process: sorting by content makes them comparable.
     advantages = [
         (record["completion_ids"][i][ids >= 0].tolist(), record["advantages"][i][ids >= 0].tolist())
@@ -161,15 +191,9 @@ def train_and_collect(trainer: Any) -> dict[str, Any]:
         for i, ids in enumerate(record["step_ids"])
     ]
     state = getattr(trainer, "process_reward_state", None)
-    return {
-        "world_size": trainer.accelerator.num_processes,
-        "logs": train_logs(trainer),
-        "start": start,
-        "parameters": trainable(trainer),
-        "advantages": advantages,
-        "learned": {} if state is None else state.process_reward.state_dict()["parameters"],
-        "table": {name: [plain(entry) for entry in column] for name, column in trainer._logs["extra"].items()},
-    }
+    learned = {} if state is None else state.process_reward.state_dict()["parameters"]
+    table = {name: [plain(entry) for entry in column] for name, column in trainer._logs["extra"].items()}
+    return {**found, "advantages": advantages, "table": table, "learned": learned}
 
 
 def train(kind: str, model: str, output_dir: Path, num_processes: int) -> dict[str, Any]:

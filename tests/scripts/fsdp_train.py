@@ -46,13 +46,13 @@ def allow_fsdp_on_cpu() -> None:
 
 
 def assert_sharded(model: Any) -> None:
-    """Each of two processes holds its half of every parameter."""
+    """Each of two processes holds its half of every parameter; of an odd number of rows the first has one more."""
     assert isinstance(model, FSDPModule)
     for name, value in model.named_parameters():
         assert isinstance(value, DTensor), name
         assert value.placements == (Shard(0),), name
         assert value.device_mesh.shape == (2,), name
-        assert 2 * value.to_local().shape[0] == value.shape[0], name
+        assert value.to_local().shape[0] in (value.shape[0] // 2, (value.shape[0] + 1) // 2), name
 
 
 def assert_fsdp(trainer: Any) -> None:

@@ -212,7 +212,7 @@ def build_vision_models(base: Path) -> None:
     tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=marks, **settings)
     config = Gemma3Config(
         text_config=text_config(tokenizer, head_dim=8, layer_types=["sliding_attention", "full_attention"]),
-        vision_config=vision,
+        vision_config={**vision, "vision_use_head": False},
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,

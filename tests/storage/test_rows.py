@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -86,6 +87,8 @@ def test_csv_values_are_texts_and_empty_ones_null(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", r"Line 1 of '.*a.jsonl' is a list"),
         ("a.jsonl", b'[\n{"a": 1}]', r"Line 1 of .*name that ends with .json"),
         ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", r"Line 1 of .* no JSON"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", r"Line 1 of .* no JSON \(maximum recursion"),
+        ("a.json", b"[" * 100_000, r"a.json' cannot be read \(maximum recursion"),
         ("a.json", b'[{"a": 1}, 2]', r"Row 1 of '.*a.json' is a int"),
         ("a.json", b'[{"a": 1}', r"a.json' cannot be read"),
         ("a.jsonl", "ä".encode("latin-1"), r"a.jsonl' cannot be read .*not in UTF-8"),
@@ -376,3 +379,23 @@ def test_texts_are_texts_or_messages(value: Any) -> None:
         assert read_text(good, "It") == good
     with pytest.raises(ValueError, match="neither a text nor a list of messages"):
         read_text(value, "Row 3")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "lines/train.jsonl", "tables/train.parquet"]
+)
+def test_what_is_written_at_a_path_that_was_read_is_read_anew(tmp_path: Path, name: str) -> None:
+    """Of the same size and time of modification, as copies may have them: no cache tells them apart."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    source = path.parent if "/" in name else path
+    for text in ("row 1", "row 2"):
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"prompt": [text]}), path)
+        else:
+            path.write_text(f"prompt\n{text}\n" if name.endswith(".csv") else json.dumps({"prompt": text}))
+        os.utime(path, (1e9, 1e9))
+        assert [row["prompt"] for row in open_rows(source)] == [text]
+        loaded = load_rows(source)
+        assert loaded["prompt"][:] == [text]
+        assert loaded.map(lambda row: {"again": row["prompt"]})["again"][:] == [text]

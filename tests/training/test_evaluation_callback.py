@@ -15,7 +15,8 @@ from tests.scripts.distributed_evaluation import half_right, train
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import text_values, train_logs, trainable
 from tests.training.test_callback import without_clock
-from tests.training.test_trainer_distributed import launch_two_processes
+from tests.two_processes import launch_two_processes
+from trl_prl.evaluation.samples import check_samples
 from trl_prl.training.evaluation_callback import EvaluationCallback
 from trl_prl.training.pav_config import PAVConfig
 from trl_prl.training.pav_trainer import PAVTrainer
@@ -131,9 +132,21 @@ def test_messages_and_a_reward_by_its_name(tiny_model_path: str, tmp_path: Path)
     finally:
         callback.on_train_end(None, None, None)
     assert set(metrics) == {
-        f"eval_chat_{name}" for name in ("avg_at_2", "pass_at_1", "pass_at_2", "unfinished", "unchecked")
+        f"eval_chat_{name}" for name in ("avg_at_2", "pass_at_1", "pass_at_2", "unfinished", "unchecked", "no_answer")
     }
     assert metrics["eval_chat_avg_at_2"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_samples_without_an_answer_are_counted(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(problems: Any, *rest: Any, **options: Any) -> list[dict[str, Any]]:
+        samples = [{"completion": text, "finish_reason": "stop"} for text in ("I do not know.", r"So \boxed{4}.")]
+        return check_samples(problems, [samples] * len(problems), half_right, unfinished="wrong")
+
+    monkeypatch.setattr("trl_prl.training.evaluation_callback.evaluate_problems", found)
+    trainer = make_trainer("grpo", tiny_model_path, tmp_path)
+    assert EvaluationCallback(trainer, prompt_dataset(3), half_right, n=2).evaluate()["eval_no_answer"] == 0.5
 
 
 def test_mistakes_are_explained(tiny_model_path: str, tmp_path: Path) -> None:
@@ -147,8 +160,8 @@ def test_mistakes_are_explained(tiny_model_path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_what_one_does(tiny_model_path: str, tmp_path: Path, repo_root: Path) -> None:
-    launch_two_processes("distributed_evaluation.py", tiny_model_path, tmp_path, repo_root)
+def test_two_processes_evaluate_what_one_does(tiny_model_path: str, tmp_path: Path) -> None:
+    launch_two_processes("distributed_evaluation.py", tmp_path, "--model", tiny_model_path)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)]
     one = train(tiny_model_path, tmp_path / "one", 1)
     for rank in ranks:

@@ -6,35 +6,35 @@ On two CPU processes, with a patch in the script they run: accelerate does not o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from tests.scripts.distributed_train import ONLINE, train
 from tests.trainer_runs import KINDS
-from tests.training.test_trainer_distributed import assert_equal_refreshes, assert_equal_runs, launch_two_processes
+from tests.training.test_trainer_distributed import assert_equal_refreshes, assert_equal_runs
+from tests.two_processes import launch_two_processes, load_ranks
 
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of what two processes found; they fail unless the policy and the reference are sharded over both."""
     folder = tmp_path_factory.mktemp("fsdp")
-    launch_two_processes("fsdp_train.py", tiny_model_path, folder, repo_root)
+    launch_two_processes("fsdp_train.py", folder, "--model", tiny_model_path)
     return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fsdp2_equals_one_process(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
-    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
     # PRL's credit is the log-ratio to the reference, which is sharded too.
-    assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))
+    assert_equal_runs(
+        kind, load_ranks(two_processes, f"{kind}-"), train(kind, tiny_model_path, tmp_path, num_processes=1)
+    )
 
 
 def test_fsdp2_refreshes_one_verifier(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
     """The policy is sharded; the verifier is whole on both processes, and the same."""
-    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{ONLINE}-{rank}.pt") for rank in range(2)]
+    ranks = load_ranks(two_processes, f"{ONLINE}-")
     assert_equal_refreshes(ranks, train(ONLINE, tiny_model_path, tmp_path, num_processes=1))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +10,26 @@ import torch
 
 from tests.scripts.distributed_train import ONLINE, train
 from tests.trainer_runs import KINDS, PROCESS_METRICS
+from tests.two_processes import (
+    assert_close,
+    assert_equal_logs,
+    assert_equal_parameters,
+    launch_two_processes,
+    load_ranks,
+    run_two_processes,
+)
 from trl_prl.report.run_files import read_run
 
 
 pytestmark = pytest.mark.slow
 
 
-def run_two_processes(
-    script: str, model: str, folder: Path, repo_root: Path, *words: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a script of tests/scripts on two real processes, to whatever end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [f"tests/scripts/{script}", "--model", model, "--output-dir", str(folder), *words]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    return subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def launch_two_processes(script: str, model: str, folder: Path, repo_root: Path) -> None:
-    """Run a script of tests/scripts on two real processes; what they find goes to the folder."""
-    done = run_two_processes(script, model, folder, repo_root)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-
-
 @pytest.fixture(scope="module")
-def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+def two_processes(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of what two real processes found; both trainers in one launch, as starting costs the most."""
     folder = tmp_path_factory.mktemp("two_processes")
-    launch_two_processes("distributed_train.py", tiny_model_path, folder, repo_root)
+    launch_two_processes("distributed_train.py", folder, "--model", tiny_model_path)
     return folder
-
-
-def assert_close(value: float | None, expected: float | None, name: str) -> None:
-    # Other sums in another order: float32 sums of a few hundred terms, carried through up to four optimizer steps.
-    if expected is None or math.isnan(expected):
-        assert value is None or math.isnan(value), name
-    else:
-        assert value == pytest.approx(expected, rel=2e-4, abs=2e-6), name
 
 
 def assert_equal_runs(kind: str, ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
@@ -76,18 +56,11 @@ def assert_equal_runs(kind: str, ranks: list[dict[str, Any]], one: dict[str, Any
         "reward_std",
         "entropy",
     ]
-    names += ["process/alpha", "steps_seen", "starts_with_take"] if kind == "pav" else ["kl"]
     calibration = ("num_solutions", "mean_value", "mean_outcome", "brier", "ece", "auroc")
-    names += [f"process/calibration/{name}" for name in calibration] if kind == "pav" else []
-    for log, other_log, expected_log in zip(ranks[0]["logs"], ranks[1]["logs"], one["logs"], strict=True):
-        for name in names:
-            assert (name in log) == (name in expected_log), name
-            if name in expected_log:
-                assert_close(log[name], expected_log[name], name)
-            if name.startswith("process/") and name in log:
-                assert log[name] == other_log[name]
-    logged = set().union(*one["logs"])
-    assert set(names) <= logged
+    pav = ["process/alpha", *(f"process/calibration/{name}" for name in calibration)]
+    names += ["kl"] if kind == "prl" else pav
+    names += ["steps_seen", "starts_with_take"] if kind == "pav" else []
+    assert_equal_logs(ranks, one, names)
 
     # The table of all processes, in the order of the global batch.
     assert ranks[0]["table"].keys() == one["table"].keys() >= {"steps", "step_rewards"}
@@ -96,16 +69,12 @@ def assert_equal_runs(kind: str, ranks: list[dict[str, Any]], one: dict[str, Any
         assert len(values) == len(expected) > 0
         assert values == pytest.approx(expected, rel=2e-4, abs=2e-5, nan_ok=True)
 
-    change = max((value - one["start"][name]).abs().max().item() for name, value in one["parameters"].items())
-    assert change > 1e-2
-    for name, value in one["parameters"].items():
-        torch.testing.assert_close(ranks[0]["parameters"][name], value, rtol=0.0, atol=1e-4 * change)
-        assert torch.equal(ranks[0]["parameters"][name], ranks[1]["parameters"][name])
+    assert_equal_parameters(ranks, one)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_equal_one(kind: str, two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
-    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{kind}-{rank}.pt") for rank in range(2)]
+    ranks = load_ranks(two_processes, f"{kind}-")
     assert_equal_runs(kind, ranks, train(kind, tiny_model_path, tmp_path, num_processes=1))
     assert_equal_records(two_processes / kind, tmp_path)
 
@@ -126,13 +95,13 @@ def assert_equal_refreshes(ranks: list[dict[str, Any]], one: dict[str, Any]) -> 
 
 
 def test_two_processes_refresh_one_verifier(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
-    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"{ONLINE}-{rank}.pt") for rank in range(2)]
+    ranks = load_ranks(two_processes, f"{ONLINE}-")
     assert_equal_refreshes(ranks, train(ONLINE, tiny_model_path, tmp_path, num_processes=1))
 
 
 def test_one_process_has_nothing_to_score(two_processes: Path, tiny_model_path: str, tmp_path: Path) -> None:
     """No step of the second process has a score: it waits for nobody, and both learn what one process would."""
-    ranks: list[dict[str, Any]] = [torch.load(two_processes / f"pav-half-{rank}.pt") for rank in range(2)]
+    ranks = load_ranks(two_processes, "pav-half-")
     one = train("pav-half", tiny_model_path, tmp_path, num_processes=1)
     assert one["logs"][0]["process/unscorable_frac"] > 0.4
     names = ("process/unscorable_frac", "process/reward/mean", "process/reward/std", "loss", "grad_norm")
@@ -140,15 +109,12 @@ def test_one_process_has_nothing_to_score(two_processes: Path, tiny_model_path: 
         for name in set(names) & set(expected):
             assert_close(log[name], expected[name], name)
             assert_close(other[name], expected[name], name)
-    change = max((value - one["start"][name]).abs().max().item() for name, value in one["parameters"].items())
-    for name, value in one["parameters"].items():
-        torch.testing.assert_close(ranks[0]["parameters"][name], value, rtol=0.0, atol=1e-4 * change)
-        assert torch.equal(ranks[0]["parameters"][name], ranks[1]["parameters"][name])
+    assert_equal_parameters(ranks, one)
 
 
-def test_an_exception_in_one_process_ends_both(tiny_model_path: str, tmp_path: Path, repo_root: Path) -> None:
+def test_an_exception_in_one_process_ends_both(tiny_model_path: str, tmp_path: Path) -> None:
     """The other one waits in a collective operation; the launcher ends it, well within the time limit of the run."""
-    done = run_two_processes("distributed_train.py", tiny_model_path, tmp_path, repo_root, "--kinds", "pav-failing")
+    done = run_two_processes("distributed_train.py", tmp_path, "--model", tiny_model_path, "--kinds", "pav-failing")
     assert done.returncode != 0
     assert "The verifier of the second process is gone." in done.stderr
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.scripts.distributed_verifier import train
+from tests.two_processes import assert_equal_logs, assert_equal_parameters, launch_two_processes, load_ranks
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, repo_root: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["tests/scripts/distributed_verifier.py", "--output-dir", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
-    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    launch_two_processes("distributed_verifier.py", tmp_path)
+    ranks = load_ranks(tmp_path)
     one = train(tmp_path / "one", num_processes=1)
     assert [rank["world_size"] for rank in ranks] == [2, 2]
+    # The rows of the processes differ in their number of labels: each label counts the same.
+    assert_equal_logs(ranks, one, ("loss", "grad_norm", "brier", "mean_value", "mean_label"))
+    assert_equal_parameters(ranks, one)
     wanted = ("eval_loss", "eval_auroc", "eval_brier", "eval_ece", "eval_num", "eval_spearman")
     names = [name for name in one["metrics"] if name.startswith(wanted)]
     assert len(names) >= 7

@@ -19,7 +19,7 @@ from trl_prl.rewards.timed import load_reward
 from trl_prl.steps.split import get_splitter
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.storage.files import write_text
-from trl_prl.types import Generator
+from trl_prl.types import Generator, StepSplitter
 from trl_prl.verifier.settings import collected_splitter
 
 from .config import CollectConfig
@@ -135,16 +135,7 @@ def collect(
     metadata = {"prover": prover_name(config), "best_of_k": config.best_of_k, **settings}
     schema = table_schema(dataset, config.prompt_column, metadata)
     # What cannot be made must not leave a folder that no corrected job can use.
-    splitter = get_splitter(config.splitter, step_length=config.step_length)
-    cut_by = collected_splitter(config.dataset) if Path(config.dataset).exists() else None
-    if cut_by is not None and cut_by != splitter:
-        logger.warning(
-            "The solutions of '%s' were cut into steps by %r, and those collected here are cut by %r: a verifier of "
-            "both would learn two kinds of steps. Give the same --splitter, unless that is meant.",
-            config.dataset,
-            cut_by,
-            splitter,
-        )
+    _warn_of_other_splitter(config.dataset, get_splitter(config.splitter, step_length=config.step_length))
     if make_worker is None:
         load_reward(config.reward)
         make_worker = partial(CollectWorker, config, dataset)
@@ -168,6 +159,19 @@ def collect(
     if config.push_to_hub is not None:
         push(folder, config.push_to_hub)
     return Collected(folder / DATA_FILE, num_rows, spending)
+
+
+def _warn_of_other_splitter(dataset: str, splitter: StepSplitter) -> None:
+    """Warn about prompts from a local collection whose solutions were cut otherwise."""
+    cut_by = collected_splitter(dataset) if Path(dataset).exists() else None
+    if cut_by is not None and cut_by != splitter:
+        logger.warning(
+            "The solutions of '%s' were cut into steps by %r, and those collected here are cut by %r: a verifier of "
+            "both would learn two kinds of steps. Give the same --splitter, unless that is meant.",
+            dataset,
+            cut_by,
+            splitter,
+        )
 
 
 def prover_name(config: CollectConfig) -> str:

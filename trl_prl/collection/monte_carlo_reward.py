@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from torch.distributed.tensor import DTensor
 
+from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Prefix, Problem, Roller, check_outcomes, ids_digest, measure
 from trl_prl.generation.tallies import Spending, Tally, Unfinished
+from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
 from trl_prl.prompts.chat import prompt_token_ids
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Generator, OutcomeReward, SamplingParams
@@ -25,30 +27,32 @@ class MonteCarloProcessReward:
     r"""
     Values every prefix of a solution by the share of right answers among rollouts from it.
 
-    It is a [`ProcessReward`] that returns values. With a [`TransformersGenerator`] over the model object that is
-    trained, they are those of the live policy, as in [VinePPO](https://huggingface.co/papers/2410.01679); with another
-    generator those of another prover. The value behind the last step of a finished solution is its outcome, which
-    costs no rollout. Equal prefixes of a prompt are measured once. Rollouts cannot call tools.
+    It is a [`ProcessReward`] that returns values. Without a generator the training's own draws the rollouts, and the
+    values are those of the live policy, as in [VinePPO](https://huggingface.co/papers/2410.01679); with a generator
+    those of another prover. The value behind the last step of a finished solution is its outcome, which costs no
+    rollout. Equal prefixes of a prompt are measured once. Rollouts cannot call tools.
 
     Args:
-        generator ([`Generator`]):
-            Draws the rollouts.
+        generator ([`Generator`], *optional*):
+            Draws the rollouts. By default what the trainer samples with: its vLLM engine or server, which holds the
+            policy as of the rollout; without vLLM the policy itself, in this process.
         outcome_reward ([`OutcomeReward`]):
             Says which rollouts are right. It is given the prompts, and the columns of the data set.
         n (`int`, *optional*, defaults to `9`):
             Rollouts per prefix, as in VinePPO. A value is off by `sqrt(Q * (1 - Q) / n)`, 0.17 at 0.5.
         sampling ([`SamplingParams`], *optional*):
             How to sample; `max_tokens` is the limit of a whole completion, so that of the training
-            (`max_completion_length`). `n` is not read.
+            (`max_completion_length`). `n` is not read. By default as the trainer samples, where it draws the rollouts.
         threshold (`float`, *optional*, defaults to `0.5`):
             Rewards above it are right.
         unfinished (`str`, *optional*, defaults to `"wrong"`):
             What rollouts are that reach the length limit, and solutions that were cut off there: `"wrong"`, or
             `"exclude"` for no value.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the generator; by default its attribute `tokenizer`.
+            Tokenizer of the generator; by default its attribute `tokenizer`, or the trainer's.
         chat_template_kwargs (`dict`, *optional*):
-            Arguments of the chat template, as in the training's.
+            Arguments of the chat template, as in the training's; by default those, where the trainer draws the
+            rollouts.
 
     Raises:
         `ValueError`: If `n` is not positive, or `unfinished` is neither of the two.
@@ -56,12 +60,9 @@ class MonteCarloProcessReward:
     Example:
 
     ```python
-    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-Math-1.5B")
-    values = MonteCarloProcessReward(
-        TransformersGenerator(model, tokenizer), accuracy_reward, sampling=SamplingParams(max_tokens=512)
-    )
-    args = PAVConfig(output_dir="out", max_completion_length=512)
-    PAVTrainer(model=model, reward_funcs=accuracy_reward, process_reward=values, args=args, ...).train()
+    values = MonteCarloProcessReward(None, accuracy_reward)
+    args = PAVConfig(output_dir="out", max_completion_length=512, use_vllm=True, vllm_mode="colocate")
+    PAVTrainer(model="Qwen/Qwen2.5-Math-1.5B", reward_funcs=accuracy_reward, process_reward=values, args=args, ...)
     ```
     """
 
@@ -69,7 +70,7 @@ class MonteCarloProcessReward:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Generator | None,
         outcome_reward: OutcomeReward,
         n: int = 9,
         *,
@@ -85,13 +86,37 @@ class MonteCarloProcessReward:
                 "are 'wrong' or left out. Use an `n` of 1 or more, and 'wrong' or 'exclude'."
             )
         self.generator, self.outcome_reward, self.n = generator, outcome_reward, n
-        self.sampling = sampling or SamplingParams()
+        self.sampling, self.chat_template_kwargs = sampling, chat_template_kwargs
         self.threshold: float = threshold
         self.unfinished: Unfinished = unfinished
-        self.tokenizer = tokenizer or generator.tokenizer  # type: ignore[attr-defined]
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._token_pieces = TokenPieces(self.tokenizer)
+        self._takes_trainers = generator is None
+        self._set_tokenizer(tokenizer or getattr(generator, "tokenizer", None))
         self.__name__ = "monte_carlo"
+
+    def _set_tokenizer(self, tokenizer: Any) -> None:
+        self.tokenizer: Any = tokenizer
+        self._token_pieces = None if tokenizer is None else TokenPieces(tokenizer)
+
+    def attach(self, trainer: Any) -> None:
+        """Draw rollouts with what a trainer samples with, unless a generator was given. Trainers call it.
+
+        Args:
+            trainer ([`PAVTrainer`] or [`~trl.GRPOTrainer`] with [`ProcessRewardCallback`]):
+                The trainer.
+
+        Raises:
+            `ValueError`: If its vLLM engine cannot be used by a process alone.
+        """
+        if not self._takes_trainers:
+            return
+        self._set_tokenizer(getattr(trainer.processing_class, "tokenizer", trainer.processing_class))
+        self.generator = training_generator(trainer, self.tokenizer)
+        if self.chat_template_kwargs is None:
+            self.chat_template_kwargs = trainer.chat_template_kwargs
+        if self.sampling is None:
+            length, top_k = trainer.max_completion_length, max(trainer.top_k or 0, 0)
+            given = {"temperature": trainer.temperature, "top_p": trainer.top_p, "top_k": top_k}
+            self.sampling = SamplingParams(**given, max_tokens=length, seed=trainer.args.seed)
 
     def __call__(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any) -> list[list[Any]]:
         """Values of the steps, as of [`~MonteCarloProcessReward.score_solutions`]."""
@@ -123,12 +148,18 @@ class MonteCarloProcessReward:
             `None` where no rollout could be counted.
 
         Raises:
-            `ValueError`: If the weights of the generator's model are sharded.
+            `ValueError`: If there is no generator yet, or the weights of its model are sharded.
         """
+        if self.generator is None or self._token_pieces is None:
+            raise ValueError(
+                "There is no generator, or no tokenizer of it, so no rollout can be drawn. Pass both. Or use it in "
+                "PAVTrainer, or in ProcessRewardCallback with `level='step'`, whose trainer then draws rollouts."
+            )
         refuse_shards(getattr(self.generator, "model", None))
         problems, rows = self._problems(prompts, columns)
-        seed = self.sampling.seed + getattr(columns.get("trainer_state"), "global_step", 0)
-        spending, sampling = Spending(), replace(self.sampling, seed=seed)
+        sampling = self.sampling or SamplingParams()
+        seed = sampling.seed + getattr(columns.get("trainer_state"), "global_step", 0)
+        spending, sampling = Spending(), replace(sampling, seed=seed)
         arguments = problems, self.generator, self.outcome_reward, self._token_pieces, sampling
         roller = Roller(*arguments, self.threshold, spending)
         finished = columns.get("finished") or [True] * len(steps)
@@ -155,7 +186,7 @@ class MonteCarloProcessReward:
             key = repr((prompt, given))
             if key not in numbers:
                 numbers[key] = len(problems)
-                ids = prompt_token_ids(self.tokenizer, prompt, **self.chat_template_kwargs)
+                ids = prompt_token_ids(self.tokenizer, prompt, **(self.chat_template_kwargs or {}))
                 # The same prompt has the same random numbers on every process, and every other one its own.
                 problems.append(Problem(int(ids_digest(ids), 16), prompt, ids, given))
             rows.append(numbers[key])
@@ -189,6 +220,37 @@ class MonteCarloProcessReward:
         for i, outcome in zip(ended, outcomes, strict=True):
             values[i] = None if outcome is None else float(outcome)
         return values
+
+
+def training_generator(trainer: Any, tokenizer: Any) -> Generator:
+    """What a trainer samples with, as a generator: its vLLM engine or server, or the policy itself.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]):
+            The trainer. It gives vLLM the weights of the policy before it samples, and so before scoring.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's.
+
+    Returns:
+        [`Generator`]: The generator.
+
+    Raises:
+        `ValueError`: If a vLLM engine is shared by several processes, or asleep after the trainer has sampled.
+    """
+    if not trainer.use_vllm:
+        return TransformersGenerator(trainer.model, tokenizer)
+    vllm = trainer.vllm_generation
+    if vllm.mode == "server":
+        url = vllm.server_base_url or f"http://{vllm.server_host}:{vllm.server_port}"
+        return VLLMServerGenerator([url], tokenizer)
+    if vllm.tensor_parallel_size > 1 or vllm.enable_sleep_mode:
+        raise ValueError(
+            f"The trainer's vLLM engine has vllm_tensor_parallel_size={vllm.tensor_parallel_size} and "
+            f"vllm_enable_sleep_mode={vllm.enable_sleep_mode}. Every process draws rollouts at its own pace, which an "
+            "engine of several processes cannot serve, and one that sleeps has no weights. Set them to 1 and False, "
+            "use `vllm_mode='server'`, or give the process reward a `generator`."
+        )
+    return VLLMGenerator(vllm.llm)
 
 
 def refuse_shards(model: Any) -> None:

@@ -137,7 +137,7 @@ class OpenAIGenerator:
 
         prompt = prompts[i]
         max_tokens = prompt.max_tokens or params.max_tokens
-        extra = {"top_k": params.top_k} if params.top_k else {}
+        extra: dict[str, Any] = {"top_k": params.top_k} if params.top_k else {}
         if not self.send_text:
             extra = {"return_token_ids": True, "include_stop_str_in_output": True, **_WHOLE_DISTRIBUTION, **extra}
         try:

@@ -23,8 +23,8 @@ class VLLMGenerator:
     to rounding.
 
     Args:
-        model (`str`):
-            Path or Hub id.
+        model (`str` or `vllm.LLM`):
+            Path or Hub id; or an engine that is there already, such as that of a trainer.
         **llm_kwargs:
             Further arguments of `vllm.LLM`, such as `dtype` or `gpu_memory_utilization`.
 
@@ -34,16 +34,10 @@ class VLLMGenerator:
 
     on_sample: Callable[[int], None] | None = None
 
-    def __init__(self, model: str, **llm_kwargs: Any) -> None:
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise ImportError(
-                f"Got the model {model!r} to run with vLLM, which is not installed. Install it: pip install "
-                "trl-prl[vllm], or use another generator."
-            ) from error
-        self.llm = LLM(model, **{"enable_prefix_caching": True, **llm_kwargs})
-        self._pieces = TokenPieces(self.llm.get_tokenizer())
+    def __init__(self, model: Any, **llm_kwargs: Any) -> None:
+        self.llm = _engine(model, llm_kwargs) if isinstance(model, str) else model
+        self.tokenizer = self.llm.get_tokenizer()
+        self._pieces = TokenPieces(self.tokenizer)
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
         """Sample continuations, as [`Generator`] says."""
@@ -74,6 +68,17 @@ class VLLMGenerator:
             samples[i].append(completion_of(self._pieces, sample.token_ids, reason))
             tell(self.on_sample, samples[i][-1:])
         return samples
+
+
+def _engine(model: str, llm_kwargs: dict[str, Any]) -> Any:
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ImportError(
+            f"Got the model {model!r} to run with vLLM, which is not installed. Install it: pip install "
+            "trl-prl[vllm], or use another generator."
+        ) from error
+    return LLM(model, **{"enable_prefix_caching": True, **llm_kwargs})
 
 
 class VLLMServerGenerator:

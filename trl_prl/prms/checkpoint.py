@@ -76,14 +76,21 @@ def read_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
             return None
 
     config = find("config.json")
+    settings = _json(config)
     if config is None or Path(path).is_dir():
         load_verifier_tokenizer(path, revision)  # says what is missing, in words
     has_adapter = find("adapter_config.json") is not None
-    return Checkpoint(path, _json(config), frozenset(_weight_names(find)), has_adapter)
+    return Checkpoint(path, settings, frozenset(_weight_names(find)), has_adapter)
 
 
 def _json(path: str | None) -> dict[str, Any]:
-    return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}). Write the model or download it anew.") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _weight_names(find: Any) -> list[str]:

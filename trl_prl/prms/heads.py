@@ -94,8 +94,8 @@ class LabelTokenClassifier(nn.Module):
         self.body = model.base_model
         output = model.get_output_embeddings()
         rows = [wrong, right]
-        self.score = nn.Linear(output.weight.shape[1], 2, bias=getattr(output, "bias", None) is not None)
         with torch.no_grad(), _whole(output):
+            self.score = nn.Linear(output.weight.shape[1], 2, bias=getattr(output, "bias", None) is not None)
             self.score.weight = nn.Parameter(output.weight[rows].clone(), requires_grad=False)
             if self.score.bias is not None:
                 self.score.bias = nn.Parameter(output.bias[rows].clone(), requires_grad=False)

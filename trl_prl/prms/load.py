@@ -36,8 +36,8 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
     r"""
     Make a process reward of whatever says where one is.
 
-    Everything that takes a verifier takes what this function takes, and a text may carry options behind commas:
-    `"RLHFlow/Llama3.1-8B-PRM-Deepseek-Data,load_in_4bit=true"`. No remote code is run and no pickle is read.
+    Everything that takes a verifier takes what this takes, and a text may carry options behind commas:
+    `"my/prm,load_in_4bit=true"`. No remote code is run and no pickle is read.
 
     Args:
         process_reward (`str`, `Path` or [`ProcessReward`]):
@@ -45,8 +45,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
               Qwen2.5-Math-PRM, Math-Shepherd, RLHFlow, Skywork, or an implicit PRM, recognised by its config and
               weights;
             - `http://...` or `https://...`: servers of `trl-prl serve`, several with commas between them;
-            - `"module:name"` of a process reward; a class is made without arguments;
-            - a process reward itself, which is returned unchanged.
+            - a process reward itself, which is returned, or its `"module:name"`; a class is made without arguments.
         family (`str` or [`Family`], *optional*):
             The family where it cannot be recognised: `"verifier"`, `"trl"`, `"qwen"`, `"math-shepherd"`, `"rlhflow"`,
             `"skywork"`, `"implicit"`, `"judge"` for a model behind an OpenAI-compatible endpoint; or one of your own.
@@ -62,10 +61,9 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
             Most tokens of a batch.
         revision (`str`, *optional*):
             Branch, tag or commit on the hub.
-        vllm (`str`, *optional*):
-            Address of `vllm serve MODEL --runner pooling`, which then runs the model.
         **options:
-            Options of the family (`system_prompt`, `number_steps`, `step_separator`), of [`ImplicitProcessReward`],
+            `vllm`, the address of `vllm serve MODEL --runner pooling`, which then runs the model; options of the
+            family (`system_prompt`, `number_steps`, `step_separator`), of [`ImplicitProcessReward`],
             [`RemoteProcessReward`] and [`JudgeProcessReward`], of `OnlineVerifier` (`refresh_every`), `initial_value`
             and `max_length`. The others, such as `device_map`, are passed to `from_pretrained`.
 

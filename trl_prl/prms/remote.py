@@ -95,13 +95,7 @@ class RemoteProcessReward:
         """What the servers say of themselves."""
         self.returns = str(self.info["returns"])
         """`"values"` or `"advantages"`, as of the served process reward."""
-        self.settings = VerifierSettings(
-            step_splitter=self.info.get("step_splitter"),
-            step_length=self.info.get("step_length") or 256,
-            best_of_k=self.info.get("best_of_k") or 1,
-            prompts=PromptFormat.from_dict(self.info["prompts"]) if self.info.get("prompts") else None,
-            prompt_type=self.info.get("prompt_type"),
-        )
+        self.settings = _settings(self.info)
         self.__name__ = str(self.info["name"])
         if self.info["has_initial_values"]:
             # Whoever asks whether prompts are valued looks for these methods.
@@ -272,3 +266,14 @@ def _number(value: Any) -> float:
     if math.isinf(number):
         raise ValueError(f"{number} is no score")
     return number
+
+
+def _settings(info: Mapping[str, Any]) -> VerifierSettings:
+    """What a contradiction is told by, as far as the servers say it."""
+    return VerifierSettings(
+        step_splitter=info.get("step_splitter"),
+        step_length=info.get("step_length") or 256,
+        best_of_k=info.get("best_of_k") or 1,
+        prompts=PromptFormat.from_dict(info["prompts"]) if info.get("prompts") else None,
+        prompt_type=info.get("prompt_type"),
+    )

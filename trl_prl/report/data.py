@@ -25,7 +25,7 @@ from .files import (
 )
 from .headlines import headlines
 from .limits import evenly, evenly_by_rollout, fit, json_bytes
-from .run_files import FOLDER, RecordedRun, is_inside
+from .run_files import FOLDER, MANIFEST, RecordedRun, is_inside, is_run, unreadable_manifest
 from .runs import find_runs, group_runs, load_run, prompt_numbers, run_completions, run_labels
 from .solutions import evaluated_samples, solution
 
@@ -107,6 +107,8 @@ class ReportData:
         notes = [f"{len(run.metrics)} log entries", f"{len(run.completions)} completions"]
         if run.num_superseded:
             notes.append(f"{run.num_superseded} rows left out that a resumed run did again")
+        if not run.manifest and is_run(folder):
+            self.warnings.append(f"{unreadable_manifest(folder / FOLDER / MANIFEST)} The rest of the run is shown.")
         if run.num_unreadable:
             notes.append(f"{run.num_unreadable} unreadable lines")
             self.warnings.append(f"{folder}: {run.num_unreadable} unreadable lines were passed over.")

@@ -206,6 +206,7 @@ def diagnosis_result(data: Mapping[str, Any], label: str) -> dict[str, Any]:
             | {"candidates": candidates(row.get("candidates"))}
             for row in bins
         ],
+        "words": [str(text) for text in data.get("words") or []],
         "recommendation": flat(data.get("recommendation")),
         "warnings": [str(text) for text in data.get("warnings") or []],
     }

@@ -125,8 +125,10 @@ class RunWriter:
         start = {"event": "start", "optimizer_step": optimizer_step, "time": time}
         if self.process_index == 0:
             path = self.folder / MANIFEST
-            starts = read_manifest(path).get("starts") if path.exists() else []
-            starts = starts if isinstance(starts, list) else []
+            before = read_manifest(path) if path.exists() else {"starts": []}
+            if not before:
+                logger.warning(unreadable_manifest(path) + " It is written anew.")
+            starts = before.get("starts", [])
             whole = {"format": FORMAT, "version": FORMAT_VERSION, **manifest, "starts": [*starts, start]}
             with self._warns():
                 # It holds the settings of a training.
@@ -208,9 +210,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest; an unreadable one counts as empty, so that the rest of the record is not lost with it."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        return {}
+    kinds = (isinstance(manifest.get("version", FORMAT_VERSION), int), isinstance(manifest.get("starts", []), list))
+    return manifest if all(kinds) else {}
+
+
+def unreadable_manifest(path: Path) -> str:
+    """What is said of a manifest that counts as empty."""
+    return f"{path} is missing, empty or torn, so method, model and settings of the earlier training are not known."
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -240,7 +250,7 @@ def read_run(folder: Path, is_shortened: bool = False) -> RecordedRun:
         )
     manifest = read_manifest(folder / FOLDER / MANIFEST)
     version = manifest.get("version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise ValueError(
             f"{folder} was recorded in format {version!r}, and this version of the package reads up to "
             f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade trl-prl`."

@@ -59,7 +59,10 @@ def load_run(folder: Path) -> RecordedRun:
     state = None if is_run(folder) else _trainer_state(folder)
     if state is None:
         return read_run(folder, is_shortened=True)
-    history = json.loads(state.read_text(encoding="utf-8")).get("log_history", [])
+    try:
+        history = json.loads(state.read_text(encoding="utf-8")).get("log_history", [])
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{state} is no state of a trainer ({error}). Remove the torn checkpoint.") from error
     metrics = []
     for entry in history:
         split = "eval" if any(name.startswith("eval_") for name in entry) else "train"

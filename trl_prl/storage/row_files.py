@@ -161,7 +161,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"Line {number} of '{path}' is {line.strip():.60}, which is no JSON ({error}). Every line must be "
                     "one JSON object; a file that is one array has a name that ends with .json. Correct or remove it."
@@ -195,9 +195,10 @@ def _readable(path: Path) -> Iterator[None]:
     """Name the file in what libraries raise about its contents."""
     from pyarrow import ArrowInvalid
 
+    unreadable = (UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error, EOFError, gzip.BadGzipFile)
     try:
         yield
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, EOFError, gzip.BadGzipFile, ArrowInvalid) as error:
+    except (*unreadable, ArrowInvalid) as error:
         raise ValueError(
             f"'{path}' cannot be read ({error or type(error).__name__}). It is cut, not in UTF-8, or not what its "
             "ending says. Write it anew."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -144,7 +145,7 @@ def _from_datasets(source: str, name: str | None, split: str | None, **kwargs: A
     kind = None if Path(source).is_dir() else _BUILDERS.get(Path(source.removesuffix(".gz")).suffix)
     found = {"path": source, "name": name} if kind is None else {"path": kind, "data_files": source}
     try:
-        return load_dataset(**found, split=split, **kwargs)
+        return load_dataset(**found, split=split, cache_dir=_cache_of(Path(source)), **kwargs)
     except DatasetBuildError as error:
         raise ValueError(
             f"'{source}' could not be read as a data set ({error.__cause__ or error}). Its files are broken or differ "
@@ -157,6 +158,22 @@ def _from_datasets(source: str, name: str | None, split: str | None, **kwargs: A
             f"{say_missing('data set', source, error)} Give a file that exists ({', '.join(READ_SUFFIXES)}), a folder "
             "of such files, or the id of a data set on the hub."
         ) from error
+
+
+def _cache_of(source: Path) -> str | None:
+    """Folder in the cache of `datasets` for local files as they are now; `None`, its default, for all else.
+
+    The library tells a file by its path and the time it was modified, which a copy may keep.
+    """
+    from datasets import config
+
+    files = [source] if source.is_file() else sorted(source.rglob("*")) if source.is_dir() else []
+    stats = [(str(file.absolute()), file.stat()) for file in files if file.name.endswith((*READ_SUFFIXES, ".md"))]
+    if not stats:
+        return None
+    # The time of the last change of the inode is the system's own.
+    state = repr([(name, stat.st_ino, stat.st_size, stat.st_ctime_ns) for name, stat in stats])
+    return str(Path(config.HF_DATASETS_CACHE) / "trl_prl" / hashlib.sha256(state.encode()).hexdigest()[:16])
 
 
 def _own_splits(source: str | Path | None, name: str | None) -> dict[str, Rows] | None:

@@ -40,6 +40,7 @@ class EvaluationCallback(TrainerCallback):
     - `eval_pass_at_{k}`: unbiased estimate ([Chen et al.](https://huggingface.co/papers/2107.03374)).
     - `eval_unfinished`: fraction of the samples that reached the length limit. Near 0, else raise the limit.
     - `eval_unchecked`: fraction that does not count, as its outcome is not known. Near 0.
+    - `eval_no_answer`: fraction of the samples in which no final answer is found; they are wrong. Near 0.
 
     Args:
         trainer ([`~trl.GRPOTrainer`] or another trainer):
@@ -188,8 +189,10 @@ class EvaluationCallback(TrainerCallback):
                 unfinished=self.unfinished,
                 threshold=self.reward_threshold,
             )
+        # Whether each sample is right, at the length limit, and without an answer.
         outcomes = [
-            [(sample["correct"], sample["finish_reason"] == "length") for sample in row["samples"]] for row in rows
+            [(s["correct"], s["finish_reason"] == "length", s["answer"] is None) for s in row["samples"]]
+            for row in rows
         ]
         return self._metrics_of(outcomes if share_all else gather_object(outcomes))
 
@@ -211,8 +214,8 @@ class EvaluationCallback(TrainerCallback):
         with unwrapped as model, whole:
             yield TransformersGenerator(model, trainer.processing_class, max_batch_tokens=self.max_batch_tokens)
 
-    def _metrics_of(self, outcomes: Sequence[Sequence[tuple[bool | None, bool]]]) -> dict[str, float]:
-        counted = [[bool(correct) for correct, _ in row if correct is not None] for row in outcomes]
+    def _metrics_of(self, outcomes: Sequence[Sequence[tuple[bool | None, bool, bool]]]) -> dict[str, float]:
+        counted = [[bool(correct) for correct, _, _ in row if correct is not None] for row in outcomes]
         flat = [sample for row in outcomes for sample in row]
         metrics = {}
         known = [row for row in counted if row]
@@ -222,8 +225,9 @@ class EvaluationCallback(TrainerCallback):
             values = [pass_at_k(len(row), sum(row), k) for row in counted if len(row) >= k]
             if values:
                 metrics[f"pass_at_{k}"] = sum(values) / len(values)
-        metrics["unfinished"] = sum(cut for _, cut in flat) / len(flat)
-        metrics["unchecked"] = sum(correct is None for correct, _ in flat) / len(flat)
+        metrics["unfinished"] = sum(cut for _, cut, _ in flat) / len(flat)
+        metrics["unchecked"] = sum(correct is None for correct, _, _ in flat) / len(flat)
+        metrics["no_answer"] = sum(unanswered for _, _, unanswered in flat) / len(flat)
         return {f"{self.prefix}_{name}": value for name, value in metrics.items()}
 
 

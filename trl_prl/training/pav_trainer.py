@@ -71,6 +71,8 @@ class PAVHooks(ProcessRewardHooks):
         self.process_source = f"the process reward '{callable_name(process_reward)}' at alpha={process_args.alpha}"
         self.fresh_calibration = FreshCalibration(every) if every else None
         prepare_process_reward(self.process_reward, self.accelerator)
+        if hasattr(process_reward, "attach"):
+            process_reward.attach(self)
         if learns(self.process_reward):
             self.process_reward_state = ProcessRewardState(self.process_reward)
             self.add_callback(self.process_reward_state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,8 @@ class PAVRewardTrainer(RewardTrainer):
             data_collator = StepwiseCollator(tokenizer.pad_token_id, multiple)
         self._stepwise_records: list[tuple[Any, Any]] = []
         self._calibration_records: list[tuple[Any, Any]] = []
-        self._stepwise_logs: dict[str, list[float]] = defaultdict(list)
+        # Over the labels of all processes since the last log: squared errors, values, labels, and their number.
+        self._stepwise_sums = torch.zeros(4)
         # Both were used above. The base class would load a sequence classification model with the one, and warn that
         # the other is ignored.
         model_init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
@@ -187,9 +187,8 @@ class PAVRewardTrainer(RewardTrainer):
             logits, labels = (torch.where(mask, numbers, torch.nan) for numbers in (logits.detach(), labels))
             if self.model.training:
                 values = torch.sigmoid(logits)
-                self._stepwise_logs["brier"].append((values - labels).square().nanmean().item())
-                self._stepwise_logs["mean_value"].append(values.nanmean().item())
-                self._stepwise_logs["mean_label"].append(labels.nanmean().item())
+                sums = torch.stack([(values - labels).square().nansum(), values.nansum(), labels.nansum(), mask.sum()])
+                self._stepwise_sums += self.accelerator.reduce(sums, reduction="sum").cpu()
             else:
                 pair = self.accelerator.pad_across_processes(torch.stack([logits, labels], 1), 2, torch.nan)
                 for row in self.accelerator.gather_for_metrics(pair).cpu().numpy():
@@ -252,10 +251,12 @@ class PAVRewardTrainer(RewardTrainer):
         self.model.config.verifier = self.settings.to_dict()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means of the training metrics since the last time."""
-        if self.model.training:
-            logs.update({name: sum(values) / len(values) for name, values in self._stepwise_logs.items()})
-            self._stepwise_logs.clear()
+        """Log, with the means of the training metrics over the labels of all processes since the last time."""
+        *sums, num_labels = self._stepwise_sums.tolist()
+        if self.model.training and num_labels:
+            names = ("brier", "mean_value", "mean_label")
+            logs.update({name: total / num_labels for name, total in zip(names, sums, strict=True)})
+            self._stepwise_sums.zero_()
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
