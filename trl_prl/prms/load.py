@@ -45,8 +45,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
               Qwen2.5-Math-PRM, Math-Shepherd, RLHFlow, Skywork, or an implicit PRM, recognised by its config and
               weights;
             - `http://...` or `https://...`: servers of `trl-prl serve`, several with commas between them;
-            - `"module:name"` of a process reward; a class is made without arguments;
-            - a process reward itself, which is returned unchanged.
+            - a process reward itself, which is returned, or its `"module:name"`; a class is made without arguments.
         family (`str` or [`Family`], *optional*):
             The family where it cannot be recognised: `"verifier"`, `"trl"`, `"qwen"`, `"math-shepherd"`, `"rlhflow"`,
             `"skywork"`, `"implicit"`, `"judge"` for a model behind an OpenAI-compatible endpoint; or one of your own.
