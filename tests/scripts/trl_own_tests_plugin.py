@@ -24,7 +24,7 @@ def step_lengths(steps: list[list[str]], **kwargs: Any) -> list[list[float]]:
     return [[len(step) / 100 for step in of_completion] for of_completion in steps]
 
 
-step_lengths.returns = "rewards"
+step_lengths.returns = "advantages"
 
 
 def pytest_configure() -> None:
