@@ -59,11 +59,11 @@ def name_of(kind: str, adapter: bool) -> str:
 
 
 def process_reward_of(kind: str, models: Path) -> str:
-    """What a user would pass. A batch holds one or two solutions, so the processes need different numbers of them."""
+    """What a user would pass. Batches are small, so that the two processes need different numbers of them."""
     family = kind.removeprefix("pav-")
     path = models / ("verifier" if family in ("verifier", "callback") else f"{family}/{FOLDER_NAMES[family]}")
     more = f",reference={models / 'implicit' / 'reference'},beta=0.05,returns=values" if family == "implicit" else ""
-    return f"{path},max_batch_tokens=64{more}"
+    return f"{path},max_batch_tokens=112{more}"
 
 
 def make(kind: str, adapter: bool, models: Path, output_dir: Path, num_processes: int, **overrides: Any) -> Any:
