@@ -36,12 +36,16 @@ def make_reward(**options: Any) -> ImplicitProcessReward:
     )
 
 
+def plain_head(tokenizer: Any, prompt: Any) -> list[int]:
+    """Ids of a prompt, text or messages."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt).input_ids)
+    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
 def plain_ratios(model: Any, reference: Any, tokenizer: Any, prompt: Any, steps: list[str]) -> torch.Tensor:
     """Log-ratio of every token of a solution, from all logits of one text at a time."""
-    if isinstance(prompt, str):
-        head = tokenizer(prompt).input_ids
-    else:
-        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    head = plain_head(tokenizer, prompt)
     ids = torch.tensor([head + tokenizer("".join(steps)).input_ids])
     tables = [torch.log_softmax(one(ids).logits[0], -1) for one in (model, reference)]
     logps = [table[:-1].gather(1, ids[0, 1:, None])[:, 0] for table in tables]
@@ -80,6 +84,26 @@ def test_steps_equal_those_of_a_plain_reference(lora_rank: int) -> None:
     with torch.no_grad():
         whole = [plain_ratios(model, base, reward.tokenizer, *row).sum() for row in zip(PROMPTS, STEPS, strict=True)]
     assert [sum(row) for row in scores] == pytest.approx([0.3 * value.item() for value in whole], abs=1e-5)  # type: ignore[arg-type]
+
+
+def test_steps_are_bit_equal_to_those_of_a_plain_reference() -> None:
+    """One solution at a time, and frozen: the same sums in the same order, so the last bit is the same too."""
+    tokenizer = build_tokenizer()
+    model, reference = build_model(tokenizer, seed=1), build_model(tokenizer)
+    reward = ImplicitProcessReward(model, tokenizer, reference=reference, beta=0.25, max_batch_tokens=1)
+    for text, steps in zip(["Add 1 + 2.", "Add 3 + 4.", "Add 5.", "Add 6."], STEPS, strict=True):
+        prompt = [{"role": "user", "content": text}]
+        pieces = [tokenizer("".join(steps[:i])).input_ids for i in range(len(steps) + 1)]
+        head = plain_head(tokenizer, prompt)
+        ids = torch.tensor([head + pieces[-1]])
+        logps = []
+        with torch.no_grad():
+            for one in (model, reference):
+                logits = one.lm_head(one.model(ids).last_hidden_state[:, :-1])
+                logps.append(torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[0, :, 0].double())
+        sums = torch.cat([torch.zeros(1, dtype=torch.float64), logps[0] - logps[1]]).cumsum(0)
+        ends = 0.25 * sums[[len(head) + len(piece) - 1 for piece in pieces]].float()
+        assert reward([prompt], [steps]) == [(ends[1:] - ends[:-1]).tolist()]
 
 
 def test_a_new_adapter_says_nothing_yet_and_nothing_is_learned_from_nothing() -> None:
