@@ -36,7 +36,8 @@ test-distributed: $(SHARDED)/.installed  ## Test trainings whose weights two pro
 	OMP_NUM_THREADS=1 $(SHARDED)/bin/python -m pytest -m sharded --durations 5
 
 test-vllm: $(VLLM_VENV)/.installed  ## Test generation, training and scoring with vLLM on the CPU, in its own environment
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm --durations 10 tests/generation/test_vllm.py \
+		tests/training/test_vllm_colocate.py tests/prms/test_vllm_served.py
 
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt tests/scripts/make_vllm_environment.py
 	$(PYTHON) tests/scripts/make_vllm_environment.py $(VLLM_VENV)

@@ -113,7 +113,7 @@ def main() -> None:
         prefixes = [(prompt, params) for prompts, params in recorded.calls for prompt in prompts]
         return sum(ask_vllm(engine.llm, [prompt], params) for prompt, params in prefixes[-args.loop_prefixes :])
 
-    timed(engine.llm, lambda: ask_vllm(engine.llm, [Prompt(problems[0].token_ids)], SamplingParams(max_tokens=4)))
+    timed(engine.llm, lambda: ask_vllm(engine.llm, [Prompt(problems[0].prompt_ids)], SamplingParams(max_tokens=4)))
     runs = [{way.__name__: timed(engine.llm, way) for way in (collect, raw, loop)} for _ in range(args.repeats)]
     # The machine may be busy with other things: the fastest run of each way counts.
     speed = {name: max(run[name][1] / run[name][0] for run in runs) for name in runs[0]}

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+import trl_prl
+
 
 def machine() -> dict[str, str]:
     """Hardware and versions a number was measured with."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    packages = {name: version(name) for name in ("torch", "trl", "transformers", "trl-prl")}
+    packages = {name: version(name) for name in ("torch", "trl", "transformers")} | {"trl-prl": trl_prl.__version__}
     return {"device": device, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **packages}
 
 

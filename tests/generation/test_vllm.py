@@ -322,20 +322,15 @@ def test_search_and_evaluate_equal_those_of_transformers(
 ) -> None:
     """The likeliest token each time, so that every engine must find the same."""
     process_reward = "trl_prl.demo.arithmetic_prover:ArithmeticProcessReward"
-    options: dict[str, Any] = {"top_k": 1, "plot": "none"}
+    options: dict[str, Any] = {"top_k": 1, "plot": "none", "n": 2}
+    guided = {**options, "method": "beam", "process_reward": process_reward}
     trees, pools = [], []
     for name, url in (("server", server.url), ("here", None)):
-        found = job(
-            *(
-                "search",
-                tmp_path / f"search {name}",
-                arithmetic_policy_path() if url is None else model_with_defaults,
-                url,
-            ),
-            **{**options, "method": "beam", "n": 2, "process_reward": process_reward},
-        )
+        model = arithmetic_policy_path() if url is None else model_with_defaults
+        found = job("search", tmp_path / f"search {name}", model, url, **guided)
         trees.append([json.loads(line) for line in (found / "problems.jsonl").read_text().splitlines()])
-        found = job("evaluate", tmp_path / f"evaluate {name}", model_with_defaults, url, **options, n=2)
+        assert all(tree["cost"].pop("seconds") > 0 for tree in trees[-1])
+        found = job("evaluate", tmp_path / f"evaluate {name}", model, url, **options)
         pools.append(json.loads((found / "evaluation.json").read_text())["models"][0]["metrics"])
     assert len(trees[0]) == 12
     assert trees[0] == trees[1]
