@@ -61,7 +61,7 @@ def run(arm: str, work: Path, keyword: str | None) -> dict[str, str]:
     environment = {
         **os.environ,
         "TRL_PRL_TEST_TRAINER": arm,
-        "PYTHONPATH": str(ROOT / "tests" / "scripts"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "scripts"), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_CACHE": str(work / "cache"),
