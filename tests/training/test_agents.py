@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, TrlParser
 
 from tests.tiny_agent import save_tiny_agent
 from tests.tiny_models import EOS_TOKEN, build_tokenizer, make_grpo_args, prompt_dataset, token_reward
@@ -253,7 +253,7 @@ def test_the_example_trains_an_agent(example: Any, tmp_path: Path, monkeypatch: 
         "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
         "logging_steps": 1, "chat_template_kwargs": '{"enable_thinking": false}',
     }  # fmt: skip
-    parser = example.TrlParser((example.GameArguments, example.PAVConfig, example.ModelConfig))
+    parser = TrlParser((example.GameArguments, example.PAVConfig, example.ModelConfig))
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     example.main(*parser.parse_args_and_config(words))
     logs = train_logs(trainers[0])

@@ -88,7 +88,7 @@ def test_a_pushed_verifier_is_had_by_its_id(hub: LocalHub, tmp_path: Path, monke
 
 
 def test_an_id_that_the_hub_does_not_know_is_explained(hub: LocalHub) -> None:
-    with pytest.raises(OSError, match=r"'me/my-pva' is neither a folder here .* nor a model"):
+    with pytest.raises(OSError, match=r"'me/my-pva' is neither a folder here .* nor one that can be had"):
         ProcessAdvantageVerifier.from_pretrained("me/my-pva")
     assert any("/me/my-pva/" in request for request in hub.requests)
 

@@ -299,7 +299,7 @@ def test_a_model_without_a_value_head_is_refused(tiny_model_path: str) -> None:
 
 def test_a_misspelt_folder_is_named(tiny_tokenizer: Any, tmp_path: Path) -> None:
     build_verifier(tiny_tokenizer).save_pretrained(tmp_path / "my-pav")
-    with pytest.raises(OSError, match=r"neither a folder here .* nor a model .* hub") as error:
+    with pytest.raises(OSError, match=r"neither a folder here .* nor one that can be had from the hub") as error:
         ProcessAdvantageVerifier.from_pretrained(tmp_path / "my-pva")
     assert f"Did you mean '{tmp_path / 'my-pav'}'?" in str(error.value)
     with pytest.raises(OSError, match=r"'no-org/no-verifier' is neither a folder here.*Looked for config.json"):

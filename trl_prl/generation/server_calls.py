@@ -235,7 +235,8 @@ async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> An
     except (openai.APIResponseValidationError, ValueError, RecursionError) as error:
         # A body that is no JSON is a `ValueError` of the parser, one that is nested too deep a `RecursionError`.
         raise UnusableAnswerError(f"a malformed answer ({type(error).__name__}: {error})") from error
-    if not isinstance(getattr(answer, "choices", None), list) or not answer.choices:
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices or None in choices:
         raise UnusableAnswerError("an answer without any choice")
     return answer
 

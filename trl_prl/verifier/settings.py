@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from trl_prl.metrics.calibration import fit_calibration
 from trl_prl.prompts.format import PromptFormat
-from trl_prl.steps.split import get_splitter
 from trl_prl.types import StepSplitter
 
 
@@ -197,7 +196,11 @@ def collected_splitter(path: str) -> StepSplitter | None:
     """
     collected = collected_settings(path) or {}
     name = collected.get("splitter")
-    return None if name is None else get_splitter(name, step_length=collected.get("step_length", 256))
+    if name is None:
+        return None
+    from trl_prl.steps.split import get_splitter  # imports torch, which `--help` can do without
+
+    return get_splitter(name, step_length=collected.get("step_length", 256))
 
 
 def follow_collection(args: Any, path: str) -> None:
