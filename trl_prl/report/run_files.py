@@ -287,8 +287,12 @@ def _read_current(run: RecordedRun, path: Path, is_shortened: bool) -> list[dict
     return current
 
 
+_KINDS = {
+    **dict.fromkeys(("metrics", "rewards"), (dict, type(None))),
+    **dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go"), (list, type(None))),
+}
+
+
 def _is_as_written(row: Mapping[str, Any]) -> bool:
     """Whether lists and mappings of a row are such: somebody may have edited the file."""
-    kinds: dict[str, type] = dict.fromkeys(("metrics", "rewards"), dict)
-    kinds |= dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go"), list)
-    return all(isinstance(row.get(name), kind | None) for name, kind in kinds.items())
+    return all(isinstance(row.get(name), kinds) for name, kinds in _KINDS.items())
