@@ -51,7 +51,7 @@ class JudgeServer(JsonServer):
             text = self.words.replace("{}", json.dumps({"verdicts": verdicts}))
             choice |= {"message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
         return {**answer, "choices": [choice], "usage": usage}
 
 
@@ -137,7 +137,16 @@ def test_failures_are_tried_again(server: JudgeServer) -> None:
 
 @pytest.mark.parametrize(
     "action",
-    ["trickle", "hang up", "no json", {"choices": []}, {"choices": [None]}, {"usage": {"prompt_tokens": "x"}}],
+    [
+        "trickle",
+        "hang up",
+        "no json",
+        {"choices": []},
+        {"choices": [None]},
+        {"usage": {"prompt_tokens": "x"}},
+        {"model": "other"},
+        {"model": 5},
+    ],
 )
 def test_what_is_no_answer_is_asked_for_again(server: JudgeServer, action: Any) -> None:
     server.plan = [action, action]
@@ -152,7 +161,7 @@ def test_what_is_no_answer_is_asked_for_again(server: JudgeServer, action: Any) 
 @pytest.mark.parametrize("method", ["probability", "verdicts"])
 def test_an_answer_with_anything_in_it_is_used_or_named(server: JudgeServer, method: Any) -> None:
     read = {"probability": yes_share, "verdicts": read_verdicts}[method]
-    asked = {"messages": [{"content": "Step 1: good"}], "logprobs": method == "probability"}
+    asked = {"model": "m", "messages": [{"content": "Step 1: good"}], "logprobs": method == "probability"}
     num_named = 0
     for choice in with_junk(server.reply(asked)["choices"]):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +39,9 @@ def failing(completions: list[str], **columns: Any) -> list[float]:
 def dying(completions: list[str], **columns: Any) -> list[float]:
     """Takes its process down for some completions, and the machine's memory for others."""
     if completions[0] == "die":
-        os._exit(9)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if completions[0] == "leave":
+        os._exit(3)
     if completions[0] == "memory":
         hoard = []
         while True:
@@ -157,13 +160,23 @@ def test_checking_does_not_load_what_the_asking_process_has_loaded() -> None:
         assert reward(completions=["trl_prl.rewards.checker", "torch", "trl", "transformers"]) == [1.0, 0.0, 0.0, 0.0]
 
 
-def test_a_check_that_dies_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_crashes_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
     with TimedReward("tests.rewards.test_timed_reward:dying", timeout=20, max_memory=1 << 29) as reward:
         assert reward(completions=["1", "die", "0", "die"]) == [1.0, None, 0.0, None]
+        assert caplog.text.count("was ended by SIGSEGV, for what it computed or for more than 0.5 GiB of memory") == 2
         if Path("/proc/self/statm").exists():
             begun = time.monotonic()
             assert reward(completions=["memory", "0"]) == [None, 0.0]
             assert time.monotonic() - begun < 15
+            assert "was ended by SIGKILL" in caplog.text
+
+
+def test_a_reward_that_ends_its_process_is_an_error() -> None:
+    """Otherwise a checker that always leaves would let a whole job end with nothing checked."""
+    with TimedReward("tests.rewards.test_timed_reward:dying", timeout=20) as reward:
+        with pytest.raises(RuntimeError, match=r"test_timed_reward:dying' ended its process, with exit code 3\."):
+            reward(completions=["1", "leave"])
+        assert reward(completions=["1"]) == [1.0]
 
 
 def test_workers_share_the_checks() -> None:

@@ -54,14 +54,10 @@ class AnswerReader:
             `list[Completion]`: One per choice.
 
         Raises:
-            [`UnusableAnswerError`]: When it is malformed or of another model, or a sample is empty, cut by something
-                else than its length, longer than asked or has ids outside the vocabulary.
+            [`UnusableAnswerError`]: When it is malformed, or a sample is empty, cut by something else than its length,
+                longer than asked or has ids outside the vocabulary.
             `ValueError`: When the server gives no ids, or has another tokenizer.
         """
-        # A server may leave folders out of the name, or add a date to it.
-        model = part_of(answer, "model", str, NoneType) or self.model
-        if not _last_part(model).startswith(_last_part(self.model)):
-            raise UnusableAnswerError(f"an answer of the model {model!r}, not of {self.model!r}")
         counted = part_of(answer, "usage.prompt_tokens", int, NoneType)
         if self.send_text and counted is not None:
             self._compare_counts(counted, num_prompt_tokens)
@@ -144,10 +140,6 @@ def check_ids(ids: Sequence[int], max_tokens: int, vocab_size: int) -> None:
     outside = [i for i in ids if not (type(i) is int and 0 <= i < vocab_size)]
     if outside:
         raise UnusableAnswerError(f"a sample with the id {outside[0]!r}, outside the vocabulary of {vocab_size}")
-
-
-def _last_part(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _letters(text: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import reprlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import reduce
+from types import NoneType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -212,14 +213,14 @@ async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> An
         create (`Callable`):
             Method of an asynchronous client of the `openai` package whose own retries are off.
         **fields:
-            Its arguments.
+            Its arguments, `model` among them.
 
     Returns:
         The answer.
 
     Raises:
         [`PassingError`]: For no connection, time-outs, too many requests and errors of the server.
-        [`UnusableAnswerError`]: For answers that are malformed or hold no choice.
+        [`UnusableAnswerError`]: For answers that are malformed, of another model or without any choice.
         `openai.APIStatusError`: For what would fail again.
     """
     import openai
@@ -238,6 +239,10 @@ async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> An
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices or None in choices:
         raise UnusableAnswerError("an answer without any choice")
+    # A server may leave folders out of the name, or add a date to it.
+    model = part_of(answer, "model", str, NoneType) or fields["model"]
+    if not _last_part(model).startswith(_last_part(fields["model"])):
+        raise UnusableAnswerError(f"an answer of the model {model!r}, not of {fields['model']!r}")
     return answer
 
 
@@ -264,3 +269,7 @@ def part_of(answer: Any, name: str, *types: type) -> Any:
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise UnusableAnswerError(f"a malformed answer, with halves of characters in its {name}")
     return value
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]

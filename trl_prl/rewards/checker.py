@@ -55,10 +55,13 @@ def serve() -> None:
                         process.kill()
 
     def answer(index: int, future: Any) -> None:
+        result: tuple[str, Any]
         try:
             result = future.result()
-        except (TimeoutError, ProcessExpired):
+        except TimeoutError:
             result = ("reward", None)
+        except ProcessExpired as error:
+            result = _lost(error.exitcode, name)
         except CancelledError:
             return
         except BrokenProcessPool:
@@ -97,8 +100,8 @@ def _check(name: str, columns: bytes) -> tuple[str, Any]:
     def check() -> None:
         try:
             found.append(("reward", check_rewards(_reward(name)(**pickle.loads(columns)), 1, name)[0]))
-        except MemoryError:
-            found.append(("reward", None))
+        except MemoryError as error:
+            found.append(("lost", repr(error)))
         # Whatever the reward raises is raised in the process that asked.
         except BaseException as error:
             found.append(("error", _portable(error, name)))
@@ -108,6 +111,14 @@ def _check(name: str, columns: bytes) -> tuple[str, Any]:
     thread.start()
     thread.join()
     return found[0]
+
+
+def _lost(exit_code: int, name: str) -> tuple[str, Any]:
+    """What a check is whose process has ended: an answer's doing when a signal ended it, the reward's when not."""
+    if exit_code < 0:
+        return "lost", signal.Signals(-exit_code).name
+    said = f"The reward {name!r} ended its process, with exit code {exit_code}. Raise an exception instead, or return None"
+    return "error", pickle.dumps(RuntimeError(said))
 
 
 def _portable(error: BaseException, name: str) -> bytes:

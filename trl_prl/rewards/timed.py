@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import signal
@@ -13,6 +14,8 @@ from typing import IO, Any, cast
 from .outcomes import load_reward
 
 
+logger = logging.getLogger(__name__)
+
 # An idle pool ends at once.
 _STOP_SECONDS = 5.0
 _MAX_RESTARTS = 3
@@ -22,9 +25,10 @@ class TimedReward:
     """Checks completions one at a time in other processes, and kills one when its check takes too long.
 
     Signal-based limits cannot interrupt a computation inside a C library, such as a power tower in an answer; killing
-    a process can. A check that was killed, for its time or its memory, or that took its process down has the reward
-    `None`: not checked, never wrong. Whatever the reward raises is raised here, `sys.exit` and exceptions that cannot
-    be pickled as a `RuntimeError` with their text.
+    a process can. A check that took too long has the reward `None`: not checked, never wrong. So has one that was
+    killed for its memory or crashed in a C library, after a warning: one answer must not end a job of many. Whatever
+    the reward raises is raised here, `sys.exit`, `os._exit` and exceptions that cannot be pickled as a `RuntimeError`
+    with their text.
 
     The checks run in a [pool](https://pebble.readthedocs.io) that belongs to a small program of its own
     ([`checker`](checker.py)), so that neither the main script nor its libraries are imported for them: a script needs
@@ -110,7 +114,15 @@ class TimedReward:
             index, kind, value = pickle.load(cast(IO[bytes], self._checker.stdout))
             if kind == "error":
                 raise pickle.loads(value)
-            rewards[index] = value
+            if kind == "lost":
+                logger.warning(
+                    "A check with the reward %r was ended by %s, for what it computed or for more than %.3g GiB of "
+                    "memory. Its completion is not checked, neither right nor wrong.",
+                    self.name,
+                    value,
+                    self.max_memory / (1 << 30),
+                )
+            rewards[index] = value if kind == "reward" else None
             del pending[index]
 
     def _stdin(self) -> IO[bytes]:
