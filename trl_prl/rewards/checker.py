@@ -117,8 +117,8 @@ def _lost(exit_code: int, name: str) -> tuple[str, Any]:
     """What a check is whose process has ended: an answer's doing when a signal ended it, the reward's when not."""
     if exit_code < 0:
         return "lost", signal.Signals(-exit_code).name
-    said = f"The reward {name!r} ended its process, with exit code {exit_code}. Raise an exception instead, or return None"
-    return "error", pickle.dumps(RuntimeError(said))
+    said = f"The reward {name!r} ended its process, with exit code {exit_code}. "
+    return "error", pickle.dumps(RuntimeError(said + "Raise an exception instead, or return None"))
 
 
 def _portable(error: BaseException, name: str) -> bytes:
