@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +37,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def objects_of_imports_stay() -> Iterator[None]:
+def objects_of_imports_stay() -> None:
     """Keep what is there out of garbage collections: a trainer makes one, which would take most of its time."""
     gc.collect()
     gc.freeze()
-    yield
 
 
 @pytest.fixture(scope="session")
