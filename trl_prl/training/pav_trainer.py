@@ -286,7 +286,6 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         step_splitter: StepSplitter | str | None = None,
         **kwargs: Any,
     ) -> None:
-        # Checked before the model is loaded, which may take minutes.
         config = promote_config(args, PAVConfig, model, self._name)
         process_reward = load_process_reward(process_reward)
         check_process_reward(process_reward, **config.scoring())
@@ -295,6 +294,7 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
 
     def process_settings(self) -> dict[str, Any]:
         own = ["alpha", "alpha_schedule", "progress_scale", "credit", "process_baseline", "best_of_k"]
-        names = [*own, "equal_outcomes", "unscorable_outcomes"]
-        settings = {name: getattr(self.args, name) for name in names}
-        return {"process reward": callable_name(self.process_reward), **settings, **super().process_settings()}
+        settings = {name: getattr(self.args, name) for name in (*own, "equal_outcomes", "unscorable_outcomes")}
+        prover = getattr(getattr(self.process_reward, "settings", None), "prover", None)
+        settings |= {"process reward": callable_name(self.process_reward), "prover": prover}
+        return settings | super().process_settings()

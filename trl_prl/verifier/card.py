@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ def trl_card(path: Path) -> str:
     """TRL's card in a file, with words where it has None: for a base in a folder, and a model that is not pushed."""
     card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", "a model in a local folder")
     return card.replace('model="None"', f'model="{path.parent}"')
+
+
+def table(title: str, rows: Mapping[str, Any]) -> str:
+    """A section of Markdown with a table of names and values; nothing without any."""
+    lines = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    return f"\n\n## {title}\n\n| | |\n|---|---|\n{lines}" if rows else ""
 
 
 def card_section(trainer: Any) -> str:
