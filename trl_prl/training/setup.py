@@ -21,7 +21,7 @@ from trl_prl.jobs.config import without_unset
 from trl_prl.report.run_files import check_record_completions
 from trl_prl.report.run_recorder import package_versions
 from trl_prl.steps.splitters import SPLITTER_HELP
-from trl_prl.verifier.card import table, trl_card
+from trl_prl.verifier.card import section, trl_card
 
 
 logger = logging.getLogger(__name__)
@@ -267,8 +267,8 @@ def write_card(trainer: Any) -> None:
     }
     last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     kept = [name for name in last if name.startswith(("reward", "kl", "process/", "eval_"))]
-    card = trl_card(path).rstrip() + table("Process rewards", settings)
-    path.write_text(card + table("Last metrics", {name: f"{last[name]:.4g}" for name in kept}), encoding="utf-8")
+    card = trl_card(path).rstrip() + section("Process rewards", settings)
+    path.write_text(card + section("Last metrics", {name: f"{last[name]:.4g}" for name in kept}), encoding="utf-8")
 
 
 def action_mask(batch: Mapping[str, Any]) -> torch.Tensor:
