@@ -282,6 +282,6 @@ def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path) -> No
     ranks = run_on_two_processes(tmp_path, "--model", tiny_model_path)
     for found in ranks:
         assert [log["process/update/num_solutions"] for log in found["logs"]] == [4, 4]
-    saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)
+    saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)["state"]
     assert all(torch.equal(value, ranks[0]["parameters"][name]) for name, value in saved["parameters"].items())
     assert any(value.any() for name, value in saved["parameters"].items() if "lora_B" in name)
