@@ -208,6 +208,7 @@ def test_a_model_in_half_precision_learns_by_its_adapter_only() -> None:
         ({"learning_rate": 0.0}, "nothing is learned"),
         ({"lora_rank": -1}, "nothing is learned"),
         ({"beta": 0.0}, "leaves nothing of the log-ratio"),
+        ({"beta": float("nan")}, "leaves nothing of the log-ratio"),
         ({"returns": "progress"}, "nothing to return"),
     ],
 )
