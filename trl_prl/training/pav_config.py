@@ -135,6 +135,15 @@ class PAVArguments(ProcessArguments):
                     f"`{name}` was set to {value}. A negative or non-finite weight would punish progress. Set it to "
                     "0.0 for plain GRPO or to a positive number; the PAV paper uses 3.0 to 5.0."
                 )
+        if self.alpha_schedule == "constant":
+            self.refuse_unheeded(["alpha_final"], "alpha_schedule")
+        if self.credit != "clip_delta":
+            self.refuse_unheeded(["clip_eta"], "credit")
+        elif self.clip_eta is not None and not math.isfinite(self.clip_eta):
+            raise ValueError(
+                f"`clip_eta` was set to {self.clip_eta}, which leaves no score finite. Set it to a number that most "
+                "scores are above, or to None for the mean score of the group."
+            )
         if not 0.0 <= self.alpha_warmup_ratio <= 1.0:
             raise ValueError(
                 f"`alpha_warmup_ratio` was set to {self.alpha_warmup_ratio}, but it is a share of the training run. "
@@ -171,7 +180,7 @@ class PAVArguments(ProcessArguments):
 
     def scoring(self) -> dict[str, Any]:
         """The settings that say how scores are read, as arguments of `check_process_reward`."""
-        names = ("process_reward_type", "best_of_k", "initial_value", "calibration_steps")
+        names = ("process_reward_type", "best_of_k", "initial_value", "calibration_steps", "credit")
         settings = {name: getattr(self, name) for name in names}
         # Scores that are taken as they are need no value of the prompt.
         return settings if self.credit == "progress" else {**settings, "process_reward_type": "advantages"}

@@ -106,6 +106,11 @@ class PRLConfig(ProcessArguments, GRPOConfig):
         check_option("kl_estimator", self.kl_estimator, Estimator)
         check_option("kl_direction", self.kl_direction, Direction)
         check_option("logps_source", self.logps_source, LogpsSource)
+        if self.kl_placement != "advantage":
+            names = ["step_level", "kl_estimator", "kl_direction", "kl_inclusive", "logps_source", "process_baseline"]
+            if self.kl_placement == "loss":  # there the KL of all completions is trained on
+                names.append("unscorable_outcomes")
+            self.refuse_unheeded(names, "kl_placement")
         if not math.isfinite(self.beta) or self.beta < 0:
             raise ValueError(
                 f"`beta` was set to {self.beta}. A negative KL coefficient rewards drifting away from the reference "

@@ -103,6 +103,20 @@ class ProcessArguments:
                 "tell a change from noise. Set it to 3 or more, or to 0 to switch the radar off."
             )
 
+    def refuse_unheeded(self, names: Sequence[str], setting: str) -> None:
+        """Refuse fields that are not at their defaults next to a setting under which nothing would heed them.
+
+        Raises:
+            `ValueError`: if there is one.
+        """
+        defaults = {one.name: one.default for one in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` was set to {getattr(self, name)!r} with `{setting}={getattr(self, setting)!r}`, where "
+                    f"nothing would heed it. Leave `{name}` out, or change `{setting}`."
+                )
+
 
 def promote_config(args: GRPOConfig | None, config_class: type[Config], model: Any, suffix: str) -> Config:
     """Make the configuration a process-reward trainer needs out of what the user gave.
