@@ -102,7 +102,7 @@ def test_steps_are_bit_equal_to_those_of_a_plain_reference() -> None:
                 logits = one.lm_head(one.model(ids).last_hidden_state[:, :-1])
                 logps.append(torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[0, :, 0].double())
         sums = torch.cat([torch.zeros(1, dtype=torch.float64), logps[0] - logps[1]]).cumsum(0)
-        ends = 0.25 * sums[[len(head) + len(piece) - 1 for piece in pieces]].float()
+        ends = 0.25 * sums[[len(head) + len(piece) - 1 for piece in pieces]]
         assert reward([prompt], [steps]) == [(ends[1:] - ends[:-1]).tolist()]
 
 
