@@ -91,23 +91,12 @@ def check_process_reward(
     name, says = callable_name(process_reward), getattr(process_reward, "returns", None)
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
     if credit == "progress" and None not in (says, process_reward_type) and says != process_reward_type:
-        logger.warning(
-            "`process_reward_type=%r` was set, but the process reward '%s' says that it returns %s. The setting "
-            "decides. Leave it out, unless that is meant.",
-            process_reward_type,
-            name,
-            says,
-        )
+        _warn_of_other_type(name, str(says), str(process_reward_type))
     whole = getattr(process_reward, "score_solutions", None) if is_values else None
     check_signature(process_reward if whole is None else whole, name)
     if not is_values:
         if initial_value is not None:
-            logger.warning(
-                "`initial_value=%s` was set, but the scores of the process reward '%s' are taken as they are, without "
-                "a value of the prompt, so it is not used. Leave it out.",
-                initial_value,
-                name,
-            )
+            _warn_of_initial_value(name, initial_value, values_prompts=False)
         if best_of_k != 1:
             raise ValueError(
                 f"`best_of_k={best_of_k}` was set, but the process reward '{name}' returns advantages. The "
@@ -129,13 +118,28 @@ def check_process_reward(
                 "set `process_reward_type='advantages'`."
             )
     elif initial_value is not None:
-        logger.warning(
-            "`initial_value=%s` was set, but the process reward '%s' values prompts itself. Its own values are used "
-            "and the setting is not. Leave it out; to use the constant, pass a function that only returns the values "
-            "of steps.",
-            initial_value,
-            name,
+        _warn_of_initial_value(name, initial_value, values_prompts=True)
+
+
+def _warn_of_other_type(name: str, says: str, process_reward_type: str) -> None:
+    logger.warning(
+        "`process_reward_type=%r` was set, but the process reward '%s' says that it returns %s. The setting decides. "
+        "Leave it out, unless that is meant.",
+        process_reward_type,
+        name,
+        says,
+    )
+
+
+def _warn_of_initial_value(name: str, initial_value: float, values_prompts: bool) -> None:
+    if values_prompts:
+        reason = "values prompts itself. Its own values are used and the setting is not. Leave it out; to use the "
+        reason += "constant, pass a function that only returns the values of steps."
+    else:
+        reason = (
+            "gives scores that are taken as they are, without a value of the prompt, so it is not used. Leave it out."
         )
+    logger.warning("`initial_value=%s` was set, but the process reward '%s' %s", initial_value, name, reason)
 
 
 def asks_for(process_reward: ProcessReward, name: str) -> bool:

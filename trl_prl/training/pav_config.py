@@ -135,15 +135,6 @@ class PAVArguments(ProcessArguments):
                     f"`{name}` was set to {value}. A negative or non-finite weight would punish progress. Set it to "
                     "0.0 for plain GRPO or to a positive number; the PAV paper uses 3.0 to 5.0."
                 )
-        if self.alpha_schedule == "constant":
-            self.refuse_unheeded(["alpha_final"], "alpha_schedule")
-        if self.credit != "clip_delta":
-            self.refuse_unheeded(["clip_eta"], "credit")
-        elif self.clip_eta is not None and not math.isfinite(self.clip_eta):
-            raise ValueError(
-                f"`clip_eta` was set to {self.clip_eta}, which leaves no score finite. Set it to a number that most "
-                "scores are above, or to None for the mean score of the group."
-            )
         if not 0.0 <= self.alpha_warmup_ratio <= 1.0:
             raise ValueError(
                 f"`alpha_warmup_ratio` was set to {self.alpha_warmup_ratio}, but it is a share of the training run. "
@@ -169,7 +160,19 @@ class PAVArguments(ProcessArguments):
                 f"`calibration_steps` was set to {self.calibration_steps}, but it is a number of optimizer steps. Set "
                 "it to a positive number such as 50, or to 0 to leave calibration out."
             )
+        self._check_together()
 
+    def _check_together(self) -> None:
+        """Refuse settings that do not go with others."""
+        if self.alpha_schedule == "constant":
+            self.refuse_unheeded(["alpha_final"], "alpha_schedule")
+        if self.credit != "clip_delta":
+            self.refuse_unheeded(["clip_eta"], "credit")
+        elif self.clip_eta is not None and not math.isfinite(self.clip_eta):
+            raise ValueError(
+                f"`clip_eta` was set to {self.clip_eta}, which leaves no score finite. Set it to a number that most "
+                "scores are above, or to None for the mean score of the group."
+            )
         of_values = {"best_of_k": self.best_of_k != 1, "calibration_steps": self.calibration_steps != 0}
         if self.credit != "progress" and any(of_values.values()):
             name = next(name for name, is_set in of_values.items() if is_set)
