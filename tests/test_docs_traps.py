@@ -52,3 +52,10 @@ def test_named_files_exist() -> None:
     }
     assert len(named) > 100
     assert not {(page, name) for page, name in named if not (ROOT / name).is_file()}
+    # Modules may be named from their wing on.
+    modules = {
+        (page.name, name) for page in pages for name in re.findall(r"`([\w/]+/\w+\.py)`", page.read_text("utf-8"))
+    }
+    assert not {
+        (page, name) for page, name in modules if not any((r / name).is_file() for r in (ROOT, ROOT / "trl_prl"))
+    }

@@ -21,7 +21,7 @@ import torch
 from common import Results, machine_text, spread, table
 from transformers import TrainerCallback
 
-from trl_prl.demo.arithmetic_pipeline import (
+from tests.benchmarks.arithmetic_pipeline import (
     VerifierData,
     collect_arithmetic,
     right_lines_auroc,

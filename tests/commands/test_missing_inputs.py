@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate-verifier": "--verifier VERIFIER --dataset DATA --output_dir out",
     "serve": "--verifier VERIFIER",
     "split-report": "--tokenizer MODEL --file DATA",
+    "plan": "--samples DATA --tokenizer MODEL --n_cov 1",
     "export": "--values DATA --output out.jsonl",
     "diagnose": "DATA",
     "report": "DATA",

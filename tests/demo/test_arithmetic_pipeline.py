@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from trl_prl import ProcessAdvantageVerifier
-from trl_prl.demo.arithmetic import ArithmeticProblem, arithmetic_verifier_path, sample_problems
-from trl_prl.demo.arithmetic_pipeline import (
+from tests.benchmarks.arithmetic_pipeline import (
     collect_arithmetic,
     is_right_prefix,
     right_lines_auroc,
     train_arithmetic_verifier,
     verifier_problems,
 )
+from trl_prl import ProcessAdvantageVerifier
+from trl_prl.demo.arithmetic import ArithmeticProblem, arithmetic_verifier_path, sample_problems
 from trl_prl.demo.arithmetic_training import Method, train_arithmetic
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trl_prl.rewards.answers import math_accuracy_reward, right_answer
@@ -249,6 +249,8 @@ def test_fractions_are_compared_as_fractions(first: Fraction, second: Fraction) 
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
+@example("\\·")
+@example("\\\\\u200bpi")
 def test_every_text_equals_itself_and_is_canonical_once(text: str) -> None:
     assert answers_equal(text, text) is bool(text.strip())
     assert key(canonical(canonical(text))) == key(canonical(text))

@@ -69,7 +69,8 @@ def check(name: str, python: str, folder: Path, pins: list[str]) -> dict[str, An
         "CI": "true",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not ray", *TESTS]
+    marks = "not slow and not ray and not sharded and not vllm"
+    command = [executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", marks, *TESTS]
     subprocess.run([*command, f"--junitxml={result}"], cwd=ROOT, env=environment, check=False)
     cases = list(ElementTree.parse(result).iter("testcase"))
     tags = [{child.tag for child in case} for case in cases]

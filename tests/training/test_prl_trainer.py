@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.tiny_models import make_grpo_args
@@ -324,6 +325,23 @@ def test_splitter_object_replaces_the_configured_one(tiny_model_path: str, datas
     ids = trainer.records[0]["step_ids"]
     lengths = (ids >= 0).sum(dim=1)
     assert ids.max(dim=1).values.tolist() == (lengths - 1).tolist()
+
+
+def test_what_is_saved_is_what_grpo_saves(tiny_model_path: str, dataset: Dataset, tmp_path: Path) -> None:
+    """So whatever serves or converts a policy of stock GRPO does so with ours."""
+    for cls, config in ((GRPOTrainer, GRPOConfig), (PRLTrainer, PRLConfig)):
+        args = make_grpo_args(config, tmp_path / cls.__name__, beta=0.1, max_steps=1)
+        trainer = cls(tiny_model_path, length_reward, args, dataset)
+        trainer.train()
+        trainer.save_model()
+    theirs, ours = (
+        {path.name for path in (tmp_path / name).iterdir() if path.is_file()} for name in ("GRPOTrainer", "PRLTrainer")
+    )
+    assert ours == theirs
+    for name in ours & {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}:
+        assert (tmp_path / "PRLTrainer" / name).read_bytes() == (tmp_path / "GRPOTrainer" / name).read_bytes()
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("GRPOTrainer", "PRLTrainer"))
+    assert {name: value.shape for name, value in first.items()} == {n: value.shape for n, value in second.items()}
 
 
 def test_model_card_names_the_method(tiny_model_path: str, dataset: Dataset, tmp_path: Path) -> None:

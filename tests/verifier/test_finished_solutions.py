@@ -135,7 +135,7 @@ def test_the_card_carries_them_too() -> None:
 
     card = DatasetCard(dataset_card(COLLECTED, "my-org/prover", {"num_rollouts": 3}, 2))
     assert card.data.to_dict()["trl_prl"] == COLLECTED
-    assert "| `temperature` | `0.7` |" in card.text
+    assert "| temperature | 0.7 |" in card.text
 
 
 def make_args(**settings: Any) -> PAVRewardConfig:

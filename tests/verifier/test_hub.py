@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from datasets import load_dataset
+import torch
+from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi, constants, hf_api
 from huggingface_hub.repocard import RepoCard
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.commands.test_collect_command import options, write_prompts
 from tests.local_hub import LocalHub, local_hub
+from tests.tiny_models import make_grpo_args
 from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
+from trl_prl import PAVConfig, PAVTrainer
 from trl_prl.commands import main as cli
-from trl_prl.demo.arithmetic import arithmetic_policy_path
+from trl_prl.demo.arithmetic import (
+    arithmetic_dataset,
+    arithmetic_policy_path,
+    arithmetic_reward,
+    arithmetic_verifier_path,
+)
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.settings import collected_settings
 from trl_prl.verifier.trainer import PAVRewardTrainer
@@ -85,6 +95,34 @@ def test_a_pushed_verifier_is_had_by_its_id(hub: LocalHub, tmp_path: Path, monke
     cached = ProcessAdvantageVerifier.from_pretrained("me/my-pav")
     assert cached(prompts, steps)[0] == pytest.approx(expected, abs=1e-6)
     assert not hub.requests
+
+
+def test_a_pushed_policy_says_how_it_was_made(hub: LocalHub, tmp_path: Path) -> None:
+    args = make_grpo_args(
+        PAVConfig, tmp_path / "out", hub_model_id="me/my-policy", max_steps=2, alpha=0.7, logging_steps=1
+    )
+    trainer = PAVTrainer(
+        arithmetic_policy_path(),
+        arithmetic_reward,
+        args,
+        Dataset.from_list(arithmetic_dataset("train", 8, seed=0)),
+        process_reward=str(arithmetic_verifier_path()),
+    )
+    trainer.train()
+    trainer.push_to_hub(dataset_name="me/problems")
+    card = RepoCard(hub.files("model", "me/my-policy")["README.md"].decode())
+    assert {"pav", "trl-prl"} <= set(card.data.tags)
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card.content, re.MULTILINE))
+    assert (rows["alpha"], rows["optimizer steps"], rows["prompts"]) == ("0.7", "2", "8")
+    assert rows["prover"] == trainer.process_reward.settings.prover
+    assert rows["outcome rewards"] == "arithmetic_reward"
+    assert "newline" in rows["step splitter"] or "\\n" in rows["step splitter"]
+    assert float(rows["reward"]) == pytest.approx(trainer.state.log_history[-2]["reward"], rel=1e-3)
+    assert rows["trl_prl"] == version("trl-prl")
+    assert "datasets/me/problems" in card.content
+    policy = AutoModelForCausalLM.from_pretrained("me/my-policy")
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(policy.state_dict()[name], value)
 
 
 def test_an_id_that_the_hub_does_not_know_is_explained(hub: LocalHub) -> None:

@@ -14,6 +14,7 @@ from trl_prl.jobs.config import without_unset
 from trl_prl.jobs.masking import mask_secrets
 from trl_prl.metrics.sampling_estimates import pass_at_k
 from trl_prl.storage.files import replace_file
+from trl_prl.storage.markdown import as_text, table
 from trl_prl.storage.row_tables import json_type, row_table
 
 
@@ -119,8 +120,9 @@ def dataset_card(settings: Mapping[str, Any], prover: str, spending: Mapping[str
         `str`: Markdown.
     """
     shown = sorted(without_unset(mask_secrets(settings)).items())
-    rows = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in shown)
-    costs = "\n".join(f"| {name.removeprefix('num_').replace('_', ' ')} | {n:,} |" for name, n in spending.items())
+    settings_table = table(("setting", "value"), ((name, json.dumps(value)) for name, value in shown))
+    costs = ((name.removeprefix("num_").replace("_", " "), f"{n:,}") for name, n in spending.items())
+    prover = as_text(prover)
     return f"""---
 tags:
 - trl_prl
@@ -136,7 +138,9 @@ trl_prl: {json.dumps(dict(settings), sort_keys=True)}
 ---
 # Step values of {prover}
 
-{num_rows:,} solutions of `{settings["dataset"]}`, each step labelled with the probability that {prover} reaches a
+{num_rows:,} solutions of {as_text(settings["dataset"])}, each step labelled with the probability that {
+        prover
+    } reaches a
 correct answer from there, estimated from rollouts (PAV, https://huggingface.co/papers/2410.08146). Collected with
 `trl-prl collect`.
 
@@ -149,13 +153,9 @@ Rollouts that reached the length limit are {
         "left out of the values" if settings["unfinished"] == "exclude" else "counted as wrong"
     }.
 
-| spent | |
-|---|---|
-{costs}
+{table(("spent", "number"), costs)}
 
-| setting | |
-|---|---|
-{rows}
+{settings_table}
 """
 
 

@@ -33,6 +33,10 @@ COMMANDS = {
         "compare the step values of a verifier with labels: F1, AUROC, calibration",
     ),
     "export": ("export", "write collected siblings as preferences between steps, for TRL's DPOTrainer"),
+    "plan": (
+        "plan",
+        "say what collection, verifier and RL will cost: tokens, GPU hours, memory and price",
+    ),
     "quickstart": ("quickstart", "train small policies with process rewards on the CPU and compare them with GRPO"),
     "report": ("report", "write one HTML file that shows training runs and results"),
     "score": ("score", "score the steps of solutions in a file with a verifier or a public process reward model"),

@@ -12,6 +12,7 @@ from typing import Any
 from trl_prl.jobs.masking import mask_secrets
 from trl_prl.report.plots import STYLES, new_figure, save
 from trl_prl.storage.files import write_text
+from trl_prl.storage.markdown import as_text, table
 from trl_prl.storage.row_files import write_rows
 
 from .comparison import compare
@@ -177,10 +178,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         `str`: The text.
     """
     parts = []
-    for table in tables(results):
-        rows = [table.header, ["---"] * len(table.header), *table.lines]
-        lines = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-        parts.append(f"{table.title}\n\n" + "\n".join(lines))
+    for shown in tables(results):
+        parts.append(f"{as_text(shown.title)}\n\n{table(shown.header, shown.lines)}")
     return "\n\n".join(parts) + "\n"
 
 

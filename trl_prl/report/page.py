@@ -34,16 +34,8 @@ def embed_json(data: Any) -> str:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Halves of surrogate pairs, which sampled bytes can decode to, cannot be written as UTF-8.
-    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text) if _has_halves(text) else text
-
-
-def _has_halves(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    # Sampled bytes can decode to halves of surrogate pairs, which UTF-8 cannot hold and JSON can escape.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def sections(payload: Mapping[str, Any]) -> list[dict[str, Any]]:

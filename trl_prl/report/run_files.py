@@ -287,12 +287,14 @@ def _read_current(run: RecordedRun, path: Path, is_shortened: bool) -> list[dict
     return current
 
 
-_KINDS = {
-    **dict.fromkeys(("metrics", "rewards"), (dict, type(None))),
-    **dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go"), (list, type(None))),
-}
+_KINDS: dict[str, type] = {"metrics": dict, "rewards": dict}
+_KINDS |= dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go"), list)
 
 
 def _is_as_written(row: Mapping[str, Any]) -> bool:
     """Whether lists and mappings of a row are such: somebody may have edited the file."""
-    return all(isinstance(row.get(name), kinds) for name, kinds in _KINDS.items())
+    for name, kind in _KINDS.items():
+        value = row.get(name)
+        if value is not None and type(value) is not kind:
+            return False
+    return True

@@ -126,9 +126,9 @@ def canonical(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_CHARS:
         return text
-    if r"\begin" not in text:  # where `\\` ends a row
-        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
     text = text.translate(_UNICODE)
+    if r"\begin" not in text:  # where `\\` ends a row
+        text = re.sub(r"\\{2,}(?=[a-zA-Z])", r"\\", text)
     for _ in range(_MAX_DEPTH):
         text, count = _TEXT.subn(r" \1 ", text)
         if not count:

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from trl_prl.credit.baselines import CreditForm
 from trl_prl.credit.groups import outcome_scale
 from trl_prl.credit.step_tensors import check_option
+from trl_prl.jobs.config import refuse_unheeded
 
 from .setup import ProcessArguments, WithoutOutcome
 
@@ -165,9 +166,9 @@ class PAVArguments(ProcessArguments):
     def _check_together(self) -> None:
         """Refuse settings that do not go with others."""
         if self.alpha_schedule == "constant":
-            self.refuse_unheeded(["alpha_final"], "alpha_schedule")
+            refuse_unheeded(self, ["alpha_final"], "alpha_schedule")
         if self.credit != "clip_delta":
-            self.refuse_unheeded(["clip_eta"], "credit")
+            refuse_unheeded(self, ["clip_eta"], "credit")
         elif self.clip_eta is not None and not math.isfinite(self.clip_eta):
             raise ValueError(
                 f"`clip_eta` was set to {self.clip_eta}, which leaves no score finite. Set it to a number that most "

@@ -62,8 +62,7 @@ class PAVHooks(ProcessRewardHooks):
             process_args ([`PAVArguments`]):
                 How the scores become part of the advantages.
         """
-        self.process_reward = process_reward
-        self.process_args = process_args
+        self.process_reward, self.process_args = process_reward, process_args
         warn_of_other_splitter(self.process_reward, self.step_splitter)
         warn_of_second_best_of_k(self.process_reward, process_args.best_of_k)
         self._reported, self._prompts_compared = set(), False
@@ -287,7 +286,6 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         step_splitter: StepSplitter | str | None = None,
         **kwargs: Any,
     ) -> None:
-        # Checked before the model is loaded, which may take minutes.
         config = promote_config(args, PAVConfig, model, self._name)
         process_reward = load_process_reward(process_reward)
         check_process_reward(process_reward, **config.scoring())
@@ -295,6 +293,8 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         self.set_up_process_reward(process_reward, config)
 
     def process_settings(self) -> dict[str, Any]:
-        names = ["alpha", "alpha_schedule", "progress_scale", "credit", "process_baseline", "best_of_k"]
-        settings = {name: getattr(self.args, name) for name in [*names, "equal_outcomes", "unscorable_outcomes"]}
-        return {"process reward": callable_name(self.process_reward), **settings, **super().process_settings()}
+        own = ["alpha", "alpha_schedule", "progress_scale", "credit", "process_baseline", "best_of_k"]
+        settings = {name: getattr(self.args, name) for name in (*own, "equal_outcomes", "unscorable_outcomes")}
+        prover = getattr(getattr(self.process_reward, "settings", None), "prover", None)
+        named = {"process reward": callable_name(self.process_reward), "prover": prover}
+        return settings | named | super().process_settings()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +31,7 @@ from .setup import (
     check_weights,
     promote_config,
     sequence_ratio_per_token,
-    write_settings,
+    write_card,
 )
 
 
@@ -295,4 +294,4 @@ class ProcessGRPOTrainer(ProcessRewardHooks, GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            write_settings(Path(str(self.args.output_dir)) / "README.md", self.process_settings())
+            write_card(self)

@@ -19,8 +19,9 @@ from trl_prl.credit.groups import ProcessBaseline
 from trl_prl.credit.step_tensors import check_option
 from trl_prl.jobs.config import without_unset
 from trl_prl.report.run_files import check_record_completions
+from trl_prl.report.run_recorder import package_versions
 from trl_prl.steps.splitters import SPLITTER_HELP
-from trl_prl.verifier.card import trl_card
+from trl_prl.verifier.card import section, trl_card
 
 
 logger = logging.getLogger(__name__)
@@ -102,20 +103,6 @@ class ProcessArguments:
                 f"`radar_window` was set to {self.radar_window}, but fewer than three log entries have no spread to "
                 "tell a change from noise. Set it to 3 or more, or to 0 to switch the radar off."
             )
-
-    def refuse_unheeded(self, names: Sequence[str], setting: str) -> None:
-        """Refuse fields that are not at their defaults next to a setting under which nothing would heed them.
-
-        Raises:
-            `ValueError`: if there is one.
-        """
-        defaults = {one.name: one.default for one in dataclasses.fields(self)}
-        for name in names:
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"`{name}` was set to {getattr(self, name)!r} with `{setting}={getattr(self, setting)!r}`, where "
-                    f"nothing would heed it. Leave `{name}` out, or change `{setting}`."
-                )
 
 
 def promote_config(args: GRPOConfig | None, config_class: type[Config], model: Any, suffix: str) -> Config:
@@ -269,11 +256,19 @@ def check_weights(model: Any, accelerator: Accelerator) -> None:
         )
 
 
-def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Add the process-reward settings of a run to the model card that TRL wrote."""
-    rows = "".join(f"| {name} | {value} |\n" for name, value in without_unset(settings).items())
-    card = trl_card(path).rstrip()
-    path.write_text(f"{card}\n\n## Process rewards\n\n| setting | value |\n|---|---|\n{rows}", encoding="utf-8")
+def write_card(trainer: Any) -> None:
+    """Add settings, data and last metrics of a process-reward trainer to the model card that TRL wrote."""
+    path = Path(str(trainer.args.output_dir)) / "README.md"
+    settings = without_unset(trainer.process_settings()) | {
+        "outcome rewards": ", ".join(trainer.reward_func_names),
+        "prompts": len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "a stream",
+        "optimizer steps": trainer.state.global_step,
+        "trl_prl": package_versions().get("trl-prl"),
+    }
+    last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    kept = [name for name in last if name.startswith(("reward", "kl", "process/", "eval_"))]
+    card = trl_card(path).rstrip() + section("Process rewards", settings)
+    path.write_text(card + section("Last metrics", {name: f"{last[name]:.4g}" for name in kept}), encoding="utf-8")
 
 
 def action_mask(batch: Mapping[str, Any]) -> torch.Tensor:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trl_prl.jobs.config import without_unset
+from trl_prl.storage.markdown import table
 
 
 def trl_card(path: Path) -> str:
     """TRL's card in a file, with words where it has None: for a base in a folder, and a model that is not pushed."""
     card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", "a model in a local folder")
     return card.replace('model="None"', f'model="{path.parent}"')
+
+
+def section(title: str, rows: Mapping[str, Any]) -> str:
+    """A section with a table of names and values; nothing without any."""
+    return f"\n\n## {title}\n\n{table(('name', 'value'), rows.items())}\n" if rows else ""
 
 
 def card_section(trainer: Any) -> str:
@@ -24,18 +32,16 @@ def card_section(trainer: Any) -> str:
     Returns:
         `str`: The section.
     """
-    known = without_unset(trainer.settings.to_dict())
-    settings = "\n".join(f"- `{name}`: `{value!r}`" for name, value in known.items())
     metrics: dict[str, Any] = next(
         (entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {}
     )
-    numbers = "\n".join(
-        f"| {name.removeprefix('eval_')} | {value:.4f} |"
+    numbers = {
+        name.removeprefix("eval_"): f"{value:.4f}"
         for name, value in metrics.items()
         if name.startswith("eval_") and isinstance(value, float) and not name.endswith(("_second", "_runtime"))
-    )
-    table = f"\n### Evaluation\n\n| metric | value |\n|---|---|\n{numbers}\n" if numbers else ""
-    return f"""
+    }
+    where = json.dumps(str(trainer.args.hub_model_id or trainer.args.output_dir))
+    text = f"""
 ## Process advantage verifier
 
 A process reward: it scores every step of a solution, and the prompt, with the probability that the prover still
@@ -45,11 +51,8 @@ above does not apply; use it with `trl-prl`:
 ```python
 from trl_prl import ProcessAdvantageVerifier
 
-verifier = ProcessAdvantageVerifier.from_pretrained("{trainer.args.hub_model_id or trainer.args.output_dir}")
+verifier = ProcessAdvantageVerifier.from_pretrained({where})
 verifier(prompts=["..."], steps=[["first step\\n", "second step\\n"]])  # one value in [0, 1] per step
 ```
-
-### Settings
-
-{settings}
-{table}"""
+"""
+    return text + section("Settings", without_unset(trainer.settings.to_dict())) + section("Evaluation", numbers)

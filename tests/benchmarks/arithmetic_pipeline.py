@@ -21,6 +21,19 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 from trl_prl.collection.config import CollectConfig
 from trl_prl.collection.job import CollectWorker, collect
 from trl_prl.collection.output import best_of_k_row
+from trl_prl.demo.arithmetic import (
+    LONG_NUM_TERMS,
+    MAIN_NUM_TERMS,
+    ArithmeticProblem,
+    Split,
+    arithmetic_dataset,
+    arithmetic_policy_path,
+    arithmetic_reward,
+    reference_solution,
+    sample_problems,
+)
+from trl_prl.demo.arithmetic_training import completion_length, load_arithmetic_policy
+from trl_prl.demo.training import cpu_fields
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.tallies import Spending
 from trl_prl.jobs.options import Tools
@@ -32,20 +45,6 @@ from trl_prl.types import Prompt, SamplingParams
 from trl_prl.verifier.config import PAVRewardConfig
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.trainer import PAVRewardTrainer
-
-from .arithmetic import (
-    LONG_NUM_TERMS,
-    MAIN_NUM_TERMS,
-    ArithmeticProblem,
-    Split,
-    arithmetic_dataset,
-    arithmetic_policy_path,
-    arithmetic_reward,
-    reference_solution,
-    sample_problems,
-)
-from .arithmetic_training import completion_length, load_arithmetic_policy
-from .training import cpu_fields
 
 
 # Share of problems with so many terms, that of the base policy's own training. Short problems tell right from wrong
