@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation import vllm_client
+from trl.generation.vllm_client import VLLMClient
 
 from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems
 from tests.tiny_models import build_tokenizer, make_grpo_args, prompt_dataset
@@ -157,6 +160,64 @@ def test_rollouts_are_drawn_by_the_trainers_own_vllm_engine(
         trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(**{**vars(held), field: value})
         with pytest.raises(ValueError, match=f"vllm_{field}={value}"):
             reward.attach(trainer)
+
+
+class Client:
+    """Stands for TRL's `VLLMClient`: ends every prompt with some tokens, and remembers what it was asked."""
+
+    made: ClassVar[list[Any]] = []
+    takes = staticmethod(inspect.signature(VLLMClient.generate).bind)
+
+    def __init__(self, base_url: str, connection_timeout: float) -> None:
+        self.base_url, self.ids = base_url, [[5, 2], [6, 2]]
+        self.asked: list[dict[str, Any]] = []
+        self.made.append(self)
+
+    def generate(self, *args: Any, **settings: Any) -> dict[str, Any]:
+        # A name that TRL's client does not take is an error here too.
+        self.asked.append(self.takes(self, *args, **settings).arguments)
+        return {"completion_ids": self.ids}
+
+
+def test_rollouts_are_drawn_by_the_trainers_server(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_client, "VLLMClient", Client)
+    monkeypatch.setattr(Client, "made", [])
+    reward = MonteCarloProcessReward(None, ends_with_seven, n=2)
+    more: dict[str, Any] = {"process_reward": reward, "reward_funcs": ends_with_seven}
+    settings: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 3, "initial_value": None}
+    trainer = make_trainer("pav", tiny_model_path, tmp_path, more, **settings)
+    tokenizer = trainer.processing_class
+    # There is no server, so the trainer samples by itself, and this is what it would hold.
+    held = {"mode": "server", "server_base_url": None, "server_host": "h", "server_port": 8001}
+    for url, wanted in ((None, "http://h:8001"), ("https://g:9/x", "https://g:9/x")):
+        trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(**{**held, "server_base_url": url})
+        reward.attach(trainer)
+        assert Client.made[-1].base_url == wanted
+    trainer.use_vllm = False
+    client = Client.made[-1]
+    client.ids = [[*tokenizer("7").input_ids, tokenizer.eos_token_id], [*tokenizer("8").input_ids, 2]]
+    trainer.train()
+    logs = train_logs(trainer)
+    # One of two rollouts is right from every prefix: only last steps, whose outcome is known, make progress.
+    assert all(log["process/reward/mean"] <= 0 for log in logs)
+    assert 2 * len(client.asked) == sum(log["process/monte_carlo/num_rollouts"] for log in logs)
+    first = client.asked[0]
+    assert (first["n"], first["temperature"], first["top_p"], first["top_k"]) == (2, 0.7, 0.9, 3)
+    assert first["max_tokens"] == trainer.max_completion_length
+    assert tokenizer.decode(first["prompts"][0]) in prompt_dataset()["prompt"]
+    assert len({asked["generation_kwargs"]["seed"] for asked in client.asked}) == len(client.asked)
+    # A rollout goes on from a prefix, within the length of the whole completion.
+    num_asked, step = len(client.asked), tokenizer("1\n").input_ids
+    assert reward.score_solutions(["a"], [["1\n", "7"]]) == ([0.5], [[0.5, 1.0]])
+    start, later = sorted(client.asked[num_asked:], key=lambda asked: -asked["max_tokens"])
+    assert later["prompts"][0] == start["prompts"][0] + step
+    assert later["max_tokens"] == start["max_tokens"] - len(step)
+    for ids in ([], [[10**6]], [[5] * 99]):
+        client.ids = ids or [[]]
+        with pytest.raises(ConnectionError, match="no sample of this model"):
+            reward.score_solutions(["a"], [["7"]])
 
 
 def test_rollouts_are_drawn_by_the_policy_itself_without_vllm(tiny_model_path: str, tmp_path: Path) -> None:

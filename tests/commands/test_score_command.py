@@ -117,6 +117,16 @@ def test_steps_beyond_the_window_are_null_and_the_file_is_json(verifier_path: st
     assert len(row["step_values"]) == 12
 
 
+def silent(prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float | None]]:
+    return [[None] * len(row) for row in steps]
+
+
+def test_a_file_without_a_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    assert score("tests.commands.test_score_command:silent", source, tmp_path / "out.jsonl") == 0
+    assert "6 steps have no value, as the process reward gave None or NaN" in capsys.readouterr().err
+
+
 def test_splitter_and_limit_are_options(verifier_path: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Add 1.\n", "completion": "One. Two. Three."}] * 3)
     assert score(verifier_path, source, tmp_path / "out.jsonl", "--splitter", "sentence", "--limit", "2") == 0

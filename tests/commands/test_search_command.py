@@ -278,6 +278,22 @@ def test_search_with_a_verifier_of_another_tokenizer(tmp_path: Path, tiny_tokeni
     assert all(0 < value < 1 for value in values)
 
 
+class Silent:
+    """Scores nothing, as a model whose weights are NaN does."""
+
+    def score_solutions(self, prompts: list[Any], steps: list[list[str]], **columns: Any) -> Any:
+        return [None] * len(prompts), [[float("nan")] * len(row) for row in steps]
+
+
+def test_a_search_by_no_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems, silent = write_problems(tmp_path, 3), "tests.commands.test_search_command:Silent"
+    assert cli.main(options(tmp_path / "job", problems, 2, process_reward=silent)) == 0
+    point = results_of(tmp_path / "job")["curve"][0]
+    assert point["num_scored"] == point["num_unscored"] > 0
+    number = point["num_scored"]
+    assert f"{number} of {number} texts have no usable score" in capsys.readouterr().err
+
+
 def test_progress_and_table() -> None:
     assert speed_line(Progress(5, 5, 5)) == "5/5, done earlier"
     counts = {"num_correct": 1, "num_checked": 4, "num_sampled_tokens": 2_000_000}

@@ -7,12 +7,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trl_prl.collection.config import CollectConfig
 from trl_prl.evaluation.config import EvaluateConfig
 from trl_prl.jobs.manifest import MANIFEST, claim_share, job_settings, open_manifest, weights_fingerprint
+from trl_prl.search.config import SearchConfig
 
 
 def write_model(folder: Path, byte: int = 0, num_bytes: int = 3_000_000) -> Path:
@@ -73,6 +75,26 @@ def test_a_job_is_not_resumed_with_another_reward_module(tmp_path: Path, monkeyp
     module.write_text("def right(**columns): return [1.0]\n")
     with pytest.raises(ValueError, match="reward_files"):
         open_manifest(tmp_path / "job", job_settings(config))
+
+
+def test_weights_behind_a_name_with_options_are_seen(tmp_path: Path) -> None:
+    verifier, reference = write_model(tmp_path / "v"), write_model(tmp_path / "r")
+
+    def settings_of(name: str) -> Any:
+        config = SearchConfig(
+            model="m", dataset="d", output_dir="o", reward="accuracy", method="beam", n=[2], process_reward=name
+        )
+        return job_settings(config).get("process_reward_files")
+
+    name = f"{verifier},reference={reference},max_batch_tokens=64"
+    first = settings_of(name)
+    assert first != settings_of(name.replace("64", "65"))
+    for folder in (verifier, reference):
+        write_model(folder, byte=1)
+        assert settings_of(name) != first
+        write_model(folder)
+        assert settings_of(name) == first
+    assert settings_of("my-org/v,max_batch_tokens=64") is None
 
 
 def test_names_and_weights_of_several_verifiers(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ from trl_prl.jobs.masking import mask_secrets
             "Use the key of the servers: --api_key, or fewer tokens: 3",
             "Use the key of the servers: --api_key, or fewer tokens: 3",
         ),
+        ("http://h:1,http://i:2,token=abc,timeout=3", "http://h:1,http://i:2,token=***,timeout=3"),
+        ("judge,family=judge,api_key=abc", "judge,family=judge,api_key=***"),
+        ('{"token": "abc", "n": 1}', '{"token": "***", "n": 1}'),
+        ('{"eos_token": "</s>"}', '{"eos_token": "</s>"}'),
         ("ask-and-answer, user@host, 1 < 2", "ask-and-answer, user@host, 1 < 2"),
     ],
 )

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, Qwen2Model
 
 from tests.prm_models import save_trl
+from trl_prl.jobs.named_options import split_options
 from trl_prl.prms.families import QWEN_SYSTEM_PROMPT
-from trl_prl.prms.load import load_process_reward, split_options
+from trl_prl.prms.load import load_process_reward
 
 
 VALUE_FAMILIES = ["qwen", "math-shepherd", "rlhflow", "skywork", "trl"]
@@ -176,7 +177,7 @@ def implicit_reference(path: str) -> Callable[[Any, list[str]], list[float]]:
         for one in (model, reference):
             table = torch.log_softmax(one(ids).logits[0].double(), -1)
             logps.append(torch.tensor([table[t - 1, ids[0, t]] for t in range(1, ids.shape[1])]))
-        ratio = options["beta"] * (logps[0] - logps[1])
+        ratio = float(options["beta"]) * (logps[0] - logps[1])
         sums, begin = [], len(text)
         starts = [start for start, _ in encoding.offset_mapping]
         for step in steps:

@@ -102,7 +102,7 @@ def test_steps_are_bit_equal_to_those_of_a_plain_reference() -> None:
                 logits = one.lm_head(one.model(ids).last_hidden_state[:, :-1])
                 logps.append(torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[0, :, 0].double())
         sums = torch.cat([torch.zeros(1, dtype=torch.float64), logps[0] - logps[1]]).cumsum(0)
-        ends = 0.25 * sums[[len(head) + len(piece) - 1 for piece in pieces]].float()
+        ends = 0.25 * sums[[len(head) + len(piece) - 1 for piece in pieces]]
         assert reward([prompt], [steps]) == [(ends[1:] - ends[:-1]).tolist()]
 
 
@@ -208,6 +208,7 @@ def test_a_model_in_half_precision_learns_by_its_adapter_only() -> None:
         ({"learning_rate": 0.0}, "nothing is learned"),
         ({"lora_rank": -1}, "nothing is learned"),
         ({"beta": 0.0}, "leaves nothing of the log-ratio"),
+        ({"beta": float("nan")}, "leaves nothing of the log-ratio"),
         ({"returns": "progress"}, "nothing to return"),
     ],
 )
@@ -282,6 +283,6 @@ def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path) -> No
     ranks = run_on_two_processes(tmp_path, "--model", tiny_model_path)
     for found in ranks:
         assert [log["process/update/num_solutions"] for log in found["logs"]] == [4, 4]
-    saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)
+    saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)["state"]
     assert all(torch.equal(value, ranks[0]["parameters"][name]) for name, value in saved["parameters"].items())
     assert any(value.any() for name, value in saved["parameters"].items() if "lora_B" in name)

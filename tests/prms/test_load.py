@@ -16,9 +16,9 @@ from tests.prms.test_families import FAMILIES, PROMPTS, STEPS, flat
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier, build_verifier_model
 from trl_prl import load_process_reward
+from trl_prl.jobs.named_options import read_options, split_options
 from trl_prl.prms.families import Family, question_of, tokenize_pieces
 from trl_prl.prms.implicit import ImplicitProcessReward
-from trl_prl.prms.load import split_options
 from trl_prl.prms.model import PublicProcessReward
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
@@ -55,9 +55,17 @@ def test_own_verifiers_functions_and_names(tmp_path: Path) -> None:
 
 def test_options_behind_commas(tmp_path: Path) -> None:
     written = "org/prm,family=rlhflow,load_in_4bit=true,max_length=4096,beta=0.5"
+    texts = {"family": "rlhflow", "load_in_4bit": "true", "max_length": "4096", "beta": "0.5"}
+    assert split_options(written) == ("org/prm", texts)
+    kinds = {"max_length": "int | None", "beta": "float | None", "family": "str | Family | None"}
     expected = {"family": "rlhflow", "load_in_4bit": True, "max_length": 4096, "beta": 0.5}
-    assert split_options(written) == ("org/prm", expected)
-    assert split_options("http://a:1,http://b:2,timeout=3") == ("http://a:1,http://b:2", {"timeout": 3})
+    assert read_options(texts, kinds) == expected
+    assert split_options("http://a:1,http://b:2,timeout=3") == ("http://a:1,http://b:2", {"timeout": "3"})
+    # A commit or a key may be all digits.
+    assert read_options({"revision": "12e4567", "beta": "1"}, {**kinds, "revision": "str | None"}) == {
+        "revision": "12e4567",
+        "beta": 1,
+    }
     with pytest.raises(ValueError, match="the option 'timout', which nothing would heed"):
         load_process_reward("http://127.0.0.1:1,timout=3")
     with pytest.raises(ValueError, match=r"the option 'alpha'.*none at all"):
@@ -65,6 +73,29 @@ def test_options_behind_commas(tmp_path: Path) -> None:
     folder = tmp_path / "a,b=c"
     folder.mkdir()
     assert split_options(str(folder)) == (str(folder), {})
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("refresh_every=x", "`refresh_every` is a whole number"),
+        ("refresh_every=2.5", "`refresh_every` is a whole number"),
+        ("refresh_every=true", "`refresh_every` is a whole number"),
+        ("refresh_every=", "`refresh_every` is a whole number"),
+        ("learning_rate=fast", "`learning_rate` is a number"),
+        ("learning_rate=nan", "nothing would be learned"),
+        ("number_steps=2", "`number_steps` is true or false"),
+        ("max_batch_tokens=x", "`max_batch_tokens` is a whole number"),
+        ("refresh_every=2,refresh_every=3", "cannot both be"),
+        # Of other process rewards.
+        ("max_length=5", r"'max_length', which nothing would heed.*refresh_every"),
+        ("family=trl,refresh_every=2", "'refresh_every', which nothing would heed"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path: Path, written: str, words: str) -> None:
+    build_verifier(build_tokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        load_process_reward(f"{tmp_path},{written}")
 
 
 def test_a_language_model_shows_nothing_and_its_family_can_be_said(tmp_path: Path) -> None:

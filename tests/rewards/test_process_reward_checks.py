@@ -55,6 +55,16 @@ def test_a_constant_next_to_initial_values_is_not_used_and_said(caplog: pytest.L
     assert "Its own values are used" in caplog.text
 
 
+def test_settings_that_contradict_a_process_reward_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    check_process_reward(scorer(returns="advantages"))
+    check_process_reward(scorer(returns="values"), process_reward_type="advantages", credit="min_form")
+    assert not caplog.records
+    check_process_reward(scorer(returns="advantages"), initial_value=0.25)
+    assert "taken as they are, without a value of the prompt" in caplog.text
+    check_process_reward(scorer(returns="values"), process_reward_type="advantages")
+    assert "says that it returns values. The setting decides" in caplog.text
+
+
 # ---- signatures ----
 
 

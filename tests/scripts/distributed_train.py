@@ -191,7 +191,7 @@ def train_and_collect(trainer: Any) -> dict[str, Any]:
         for i, ids in enumerate(record["step_ids"])
     ]
     state = getattr(trainer, "process_reward_state", None)
-    learned = {} if state is None else state.process_reward.state_dict()["parameters"]
+    learned = state.process_reward.state_dict()["parameters"] if state is not None and state.learns else {}
     table = {name: [plain(entry) for entry in column] for name, column in trainer._logs["extra"].items()}
     return {**found, "advantages": advantages, "table": table, "learned": learned}
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from trl_prl.storage import files
 from trl_prl.storage.files import replace_file, write_text
 
 
@@ -53,6 +58,42 @@ def test_what_a_kill_leaves_is_removed_and_what_is_being_written_is_not(tmp_path
     write_text(path, "again")
     assert os.listdir(tmp_path) == ["a.json"]
     assert path.read_text() == "again"
+
+
+def test_of_two_that_begin_at_the_same_instant_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin_late(*args: Any) -> Any:
+        time.sleep(0.2)
+        return begin(*args)
+
+    begin = files._begin
+    monkeypatch.setattr(files, "_begin", begin_late)
+    barrier = threading.Barrier(4)
+
+    def write(number: int) -> int | None:
+        barrier.wait()
+        try:
+            with replace_file(tmp_path / "a.txt", alone=True) as file:
+                file.write(b"%d" % number)
+                time.sleep(1.5)
+            return number
+        except ValueError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [number for number in pool.map(write, range(4)) if number is not None]
+    assert [(tmp_path / "a.txt").read_bytes()] == [b"%d" % number for number in found]
+
+
+def test_files_appear_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(*args: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_lock)
+    (tmp_path / ".tmp-0123-a.txt").write_text("of a process that was killed, or not")
+    for text in (b"1", b"2"):
+        with replace_file(tmp_path / "a.txt", alone=True) as file:
+            file.write(text)
+    assert (tmp_path / "a.txt").read_bytes() == b"2"
 
 
 def test_links_are_replaced_and_not_followed(tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
         (PAVConfig, {"alpha": math.inf}, "non-finite", "Set it to 0.0"),
         (PAVConfig, {"alpha": math.nan}, "non-finite", "Set it to 0.0"),
         (PAVConfig, {"alpha_final": -1.0}, "punish progress", "Set it to 0.0"),
+        (PAVConfig, {"alpha_final": 0.5}, "alpha_schedule='constant'`, where nothing would heed it", "Leave"),
+        (PAVConfig, {"clip_eta": 0.5}, "credit='progress'`, where nothing would heed it", "Leave `clip_eta` out"),
+        (PAVConfig, {"credit": "clip_delta", "clip_eta": math.nan}, "no score finite", "mean score of the group"),
+        (PRLConfig, {"kl_placement": "loss", "kl_estimator": "k3"}, "nothing would heed it", "change `kl_placement`"),
+        (PRLConfig, {"kl_placement": "loss", "process_baseline": "group"}, "nothing would heed it", "Leave"),
+        (PRLConfig, {"kl_placement": "loss", "unscorable_outcomes": "skip"}, "nothing would heed it", "Leave"),
+        (PRLConfig, {"kl_placement": "reward", "kl_inclusive": False}, "nothing would heed it", "Leave"),
         (PAVConfig, {"alpha_schedule": "step"}, "There is no such variant", "'constant', 'linear', 'cosine'"),
         (PAVConfig, {"alpha_warmup_ratio": 1.5}, "share of the training run", "between 0.0 and 1.0"),
         (PAVConfig, {"process_reward_type": "rewards"}, "There is no such variant", "'values', 'advantages'"),
@@ -139,7 +146,7 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_values_are_refused(config_class: type, setting: dict[str, Any], why: str, advice: str) -> None:
-    ((name, value),) = setting.items()
+    name, value = list(setting.items())[-1]
     with pytest.raises(ValueError, match=f"`{name}` (is|was set to) {value!r}") as error:
         config_class("out", **CPU, **setting)
     assert why in str(error.value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
@@ -113,6 +114,43 @@ def test_callback_leaves_nothing_behind(tiny_model_path: str, tmp_path: Path) ->
     assert not hasattr(trainer, "process_reward_state")
 
 
+class OtherMean(RunningMean):
+    pass
+
+
+def test_a_state_of_something_else_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
+    def make(reward: Any, **settings: Any) -> Any:
+        return make_trainer("pav", tiny_model_path, tmp_path, {"process_reward": reward}, max_steps=1, **settings)
+
+    make(RunningMean(), save_strategy="steps", save_steps=1).train()
+    path = tmp_path / "checkpoint-1" / "process_reward.pt"
+    frozen: Any = RunningMean()
+    frozen.is_trainable = False
+    for reward, words in ((OtherMean(), "another process reward, 'RunningMean'"), (frozen, "'RunningMean' does not")):
+        with pytest.raises(ValueError, match=words):
+            make(reward).train(resume_from_checkpoint=True)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no state"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"process_reward\.pt' is damaged"):
+            make(RunningMean()).train(resume_from_checkpoint=str(path.parent))
+
+
+def test_a_checkpoint_is_whole_before_older_ones_go(tiny_model_path: str, tmp_path: Path) -> None:
+    """And before callbacks hear of it, or it is pushed to the hub."""
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append((tmp_path / f"checkpoint-{state.global_step}" / "process_reward.pt").is_file())
+
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    make_trainer(
+        "pav", tiny_model_path, tmp_path, {"process_reward": RunningMean(), "callbacks": [Look()]}, **settings
+    ).train()
+    assert seen == [True, True]
+
+
 def test_what_cannot_work_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
     class Forgetful:
         returns = "advantages"
@@ -127,7 +165,7 @@ def test_what_cannot_work_is_refused(tiny_model_path: str, tmp_path: Path) -> No
         StepRewardFunc(RunningMean())
     trainer = make_trainer("pav", tiny_model_path, tmp_path, {"process_reward": RunningMean()}, max_steps=1)
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(ValueError, match="without a process reward that learns"):
+    with pytest.raises(ValueError, match="and 'RunningMean' learns"):
         trainer.train(resume_from_checkpoint=True)
     taken = prompt_dataset().rename_column("answer", "outcomes")
     more = {"process_reward": RunningMean(), "train_dataset": taken}

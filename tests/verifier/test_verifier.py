@@ -339,6 +339,15 @@ def test_a_model_that_reads_ahead_is_refused(tmp_path: Path) -> None:
         ProcessAdvantageVerifier.from_pretrained(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    verifier = build_verifier(build_tokenizer())
+    with torch.no_grad():
+        verifier.model.score.weight.fill_(math.nan)
+    verifier.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"not finite in torch\.float32"):
+        ProcessAdvantageVerifier.from_pretrained(tmp_path)
+
+
 # ---- in training ----
 
 

@@ -125,6 +125,7 @@ class ScoreWorker:
             "rows": scored,
             "num_steps": sum(map(len, solutions)),
             "num_left_out": self._num_truncated - num_before,
+            "num_unscored": sum(value is None for row in scored for value in row["step_values"]),
             "window": getattr(getattr(self.verifier, "settings", None), "max_length", None),
         }
 
@@ -207,7 +208,7 @@ def run(options: Options) -> int:
         raise ValueError(f"'{options.file}' has no rows, so there is nothing to score. Give a file with solutions.")
     starts = range(0, num_rows, ROWS_PER_CHUNK)
     units = {k: range(start, min(num_rows, start + ROWS_PER_CHUNK)) for k, start in enumerate(starts)}
-    num_steps = num_left_out = window = 0
+    num_steps = num_left_out = num_unscored = window = 0
     # Columns that the output cannot hold are found before the verifier is loaded.
     with (
         ProgressBar() as bar,
@@ -219,11 +220,18 @@ def run(options: Options) -> int:
                 write(result["rows"])
                 num_steps += result["num_steps"]
                 num_left_out, window = num_left_out + result["num_left_out"], result["window"]
+                num_unscored += result["num_unscored"] - result["num_left_out"]
                 meter.finish(len(result["rows"]))
     print(f"{num_rows} solutions, {num_steps} steps -> {output}", file=sys.stderr)
     if num_left_out:
         print(
             f"{num_left_out} steps lie beyond {window} tokens and have no value (null in the file).", file=sys.stderr
+        )
+    if num_unscored:
+        print(
+            f"{num_unscored} steps have no value, as the process reward gave None or NaN (null in the file). One "
+            "whose weights are NaN does it always.",
+            file=sys.stderr,
         )
     return 0
 

@@ -6,6 +6,7 @@ trl-prl search --config search.yaml --method beam --n 4 8 16 --output_dir search
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from trl_prl.jobs.progress import Progress, ProgressBar, token_line
@@ -33,7 +34,15 @@ def run(options: SearchConfig) -> int:
     if path is None:
         print(f"This process's share is done. {options.output_dir} is complete once the others are.")
         return 0
-    _print(json.loads(path.read_text(encoding="utf-8")))
+    results = json.loads(path.read_text(encoding="utf-8"))
+    _print(results)
+    scored, unscored = (sum(point[name] for point in results["curve"]) for name in ("num_scored", "num_unscored"))
+    if unscored:
+        print(
+            f"{unscored} of {scored} texts have no usable score (None, NaN, or beyond the longest length) and rank "
+            "last. A process reward whose weights are NaN scores none.",
+            file=sys.stderr,
+        )
     print(f"Results: {path}, with rows per problem next to it")
     return 0
 

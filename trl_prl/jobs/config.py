@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -216,3 +216,18 @@ class JobConfig(EngineOptions, PromptOptions):
             known.name: known.default if known.default_factory is MISSING else known.default_factory()
             for known in fields(cls)
         }
+
+
+def refuse_unheeded(settings: Any, names: Sequence[str], setting: str) -> None:
+    """Refuse fields that are not at their defaults next to a setting under which nothing would heed them.
+
+    Raises:
+        `ValueError`: if there is one.
+    """
+    defaults = {one.name: one.default for one in fields(settings)}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            raise ValueError(
+                f"`{name}` was set to {getattr(settings, name)!r} with `{setting}={getattr(settings, setting)!r}`, "
+                f"where nothing would heed it. Leave `{name}` out, or change `{setting}`."
+            )

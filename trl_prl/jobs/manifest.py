@@ -17,6 +17,7 @@ from trl_prl.storage.files import replace_file
 
 from .config import JobConfig
 from .masking import mask_secrets
+from .named_options import split_options
 from .shards import SHARDS
 
 
@@ -61,7 +62,18 @@ def job_settings(config: JobConfig, **changes: Any) -> dict[str, Any]:
 
 
 def _fingerprint(name: str | None) -> str | None:
-    return (weights_fingerprint(name) or module_fingerprint(name)) if name else None
+    """What a name stands for, and what the options behind it do; `None` where none of it is a local file."""
+    if not name:
+        return None
+    path, options = split_options(name)
+    found = {key: _files_of(text) for key, text in {"": path, **options}.items()}
+    if not any(found.values()):
+        return None
+    return ", ".join([found[""] or path, *(f"{key}={found[key] or text}" for key, text in options.items())])
+
+
+def _files_of(name: str) -> str | None:
+    return weights_fingerprint(name) or module_fingerprint(name)
 
 
 def weights_fingerprint(path: str) -> str | None:

@@ -24,6 +24,15 @@ _IN_TEXT = (
     (re.compile(r"\b(hf_|sk-)[\w*-]{6,}"), r"\1" + MASK),
     (re.compile(r"\b(Bearer\s+)\S+"), r"\1" + MASK),
     (re.compile(r"(?i)([?&][\w.-]*(?:token|key|password|passwd|secret|auth|sig|signature)=)[^&#\s]+"), r"\1" + MASK),
+    # As in the options behind the name of a process reward.
+    (re.compile(r"(?i)(,\s*[\w.-]*(?:token|key|password|passwd|secret)=)[^,\s]+"), r"\1" + MASK),
+    # As in JSON.
+    (
+        re.compile(
+            r"(?i)([\"'](?:(?:hf|hub|access|auth)[_-])?(?:token|password|passwd|secret)[\"']\s*:\s*([\"']))(?:(?!\2).)*"
+        ),
+        r"\1" + MASK,
+    ),
     # As in headers, settings and JSON that somebody repeats.
     (
         re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -112,12 +113,12 @@ class ImplicitProcessReward(_ModelReward):
             raise ValueError(
                 f"`returns` is {self.returns!r}, which is nothing to return. Use 'advantages' or 'values'."
             )
-        if self.beta <= 0:
+        if not 0 < self.beta < math.inf:
             raise ValueError(
                 f"`beta` is {self.beta}, which leaves nothing of the log-ratio or turns it around. Use that of the "
                 "training: 0.001 for EurusPRM, 0.05 for PRIME, `DPOConfig.beta` for a DPO model."
             )
-        if lora_rank < 0 or (learning_rate is not None and learning_rate <= 0):
+        if lora_rank < 0 or (learning_rate is not None and not 0 < learning_rate < math.inf):
             raise ValueError(
                 f"`learning_rate` is {learning_rate} and `lora_rank` is {lora_rank}, with which nothing is learned. "
                 "Use a positive learning rate, or none for a frozen reward, and a rank of 0 (all weights) or more."

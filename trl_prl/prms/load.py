@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+from trl_prl.jobs.named_options import annotations_of, for_no_model, read_options, refuse_unheeded, split_options, take
 from trl_prl.types import ProcessReward
 from trl_prl.verifier.loading import check_causal, load_verifier_tokenizer
 from trl_prl.verifier.model import ProcessAdvantageVerifier
@@ -19,15 +19,12 @@ from .checkpoint import FAMILY_NAMES, check_weights, read_checkpoint, recognise
 from .families import FAMILIES, Family
 from .heads import LabelTokenClassifier, PooledModel
 from .implicit import ImplicitProcessReward
+from .judge import JudgeProcessReward
 from .model import PublicProcessReward
 from .refresh import OnlineVerifier
 from .remote import RemoteProcessReward
 
 
-# Options of models in this process, which commands pass whatever they are given.
-_MODEL_OPTIONS = frozenset(
-    {"family", "device", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "max_batch_tokens", "revision"}
-)
 # Heads and output layers stay as they are when a model is quantized.
 _UNQUANTIZED = ["lm_head", "score", "classifier", "v_head"]
 
@@ -84,7 +81,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
     """
     if isinstance(process_reward, str | os.PathLike):
         path, written = split_options(os.fspath(process_reward))
-        return _load_named(path, {**options, **written})
+        return _load_named(path, {**options, **read_options(written, _known_options())})
     if not callable(process_reward):
         raise TypeError(
             f"`process_reward` is a {type(process_reward).__name__}, which cannot score steps. Pass a function "
@@ -95,61 +92,27 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
 
 def _load_named(path: str, options: dict[str, Any]) -> ProcessReward:
     if path.startswith(("http://", "https://")):
-        return RemoteProcessReward(path.split(","), **_for_no_model(RemoteProcessReward.__init__, options))
+        return RemoteProcessReward(path.split(","), **for_no_model(RemoteProcessReward.__init__, options))
     if options.get("family") == "judge":
-        from .judge import JudgeProcessReward
-
-        return JudgeProcessReward(path, **_for_no_model(JudgeProcessReward.__init__, options))
+        return JudgeProcessReward(path, **for_no_model(JudgeProcessReward.__init__, options))
     if ":" in path and not Path(path).exists():
-        _for_no_model(lambda: None, options)
+        for_no_model(lambda: None, options)
         return _import(path)
     return _load_model_reward(path, **options)
 
 
-def split_options(text: str) -> tuple[str, dict[str, Any]]:
-    """Split a text into what it names and the options behind it.
-
-    Args:
-        text (`str`):
-            `"name,option=value,..."`; a path that exists is taken as it is.
-
-    Returns:
-        `tuple[str, dict]`: The name, and the options: `true` and `false`, numbers, or texts.
-    """
-    if Path(text).exists():
-        return text, {}
-    first, *rest = text.split(",")
-    options: dict[str, Any] = {}
-    for part in rest:
-        name, equals, value = part.partition("=")
-        if part.startswith(("http://", "https://")) or not equals:
-            first += f",{part}"
-        else:
-            options[name.strip()] = _value(value.strip())
-    return first, options
+def _known_options() -> dict[str, str]:
+    """Annotations of all options that are heeded here; `from_pretrained` has others."""
+    rewards = (RemoteProcessReward, JudgeProcessReward, PublicProcessReward, ImplicitProcessReward, OnlineVerifier)
+    return annotations_of(*(one.__init__ for one in rewards), *FAMILIES.values(), _load_model_reward)
 
 
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _for_no_model(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a process reward that is no model in this process; those of models say nothing to it."""
-    names = set(inspect.signature(function).parameters)
-    given = {name: value for name, value in options.items() if name not in _MODEL_OPTIONS}
-    if unknown := sorted(set(given) - names):
-        raise ValueError(
-            f"Got the option {unknown[0]!r}, which nothing would heed. Use one of "
-            f"{', '.join(sorted(names - {'self'})) or 'none at all'}."
-        )
-    return given
+def _take_all(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Options that a function has parameters for; what is left is for `from_pretrained`, and not for other rewards."""
+    taken = take(options, function)
+    known = {name for name in annotations_of(function) if name not in ("self", "model", "tokenizer", "settings")}
+    refuse_unheeded(options.keys() & _known_options().keys(), known)
+    return taken
 
 
 def _import(name: str) -> Any:
@@ -188,13 +151,13 @@ def _load_model_reward(
     kwargs = _loading_arguments(options, checkpoint.config, device)
     served = None if vllm is None else PooledModel.of(path, vllm, family, revision)
     if family == "verifier" and served is not None:
-        _for_no_model(lambda: None, options)
+        for_no_model(lambda: None, options)
         tokenizer = load_verifier_tokenizer(path, revision)
         return ProcessAdvantageVerifier(served, tokenizer, max_batch_tokens=max_batch_tokens)
     if family == "verifier":
         given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
         given["device"] = None if "device_map" in kwargs else device
-        refresh = _take(options, OnlineVerifier.__init__)
+        refresh = _take_all(options, OnlineVerifier.__init__)
         verifier = ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
         if not refresh:
             return verifier
@@ -202,17 +165,17 @@ def _load_model_reward(
             verifier.model, verifier.tokenizer, verifier.settings, verifier.max_batch_tokens, **refresh
         )
     if isinstance(family, str) and family in FAMILIES:
-        family = FAMILIES[family](**_take(options, FAMILIES[family]))
+        family = FAMILIES[family](**take(options, FAMILIES[family]))
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     made: dict[str, Any] = {"max_batch_tokens": max_batch_tokens}
     if family == "implicit":
         implicit = _load_implicit(path, reference, tokenizer, revision, {**made, **options}, kwargs)
         return _on_device(implicit, device, kwargs)
-    made |= _take(options, PublicProcessReward.__init__)
+    made |= _take_all(options, PublicProcessReward.__init__)
     if not isinstance(family, Family):
         raise TypeError(f"`family` is {family!r}, but a name or a `trl_prl.prms.families.Family` says how to ask.")
     if served is not None:
-        _for_no_model(lambda: None, options)
+        for_no_model(lambda: None, options)
         return PublicProcessReward(served, tokenizer, family, **made)
     model = _load_model(path, family, tokenizer, revision=revision, **kwargs, **options)
     return _on_device(PublicProcessReward(model, tokenizer, family, **made), device, kwargs)
@@ -227,17 +190,12 @@ def _load_implicit(
             "not given. Pass its id or folder as reference=..., for EurusPRM 'Qwen/Qwen2.5-Math-7B-Instruct'. One "
             "that learns (learning_rate=...) needs none."
         )
-    made = _take(options, ImplicitProcessReward.__init__)
+    made = _take_all(options, ImplicitProcessReward.__init__)
     model, against = [
         name and AutoModelForCausalLM.from_pretrained(name, revision=at, use_safetensors=True, **kwargs, **options)
         for name, at in ((path, revision), (reference, None))
     ]
     return ImplicitProcessReward(model, tokenizer, against, **made)
-
-
-def _take(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
-    """Take out of the options those that a function has parameters for."""
-    return {name: options.pop(name) for name in inspect.signature(function).parameters if name in options}
 
 
 def _on_device(reward: Any, device: Any, kwargs: dict[str, Any]) -> Any:

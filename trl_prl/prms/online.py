@@ -5,6 +5,7 @@ take together, and their state in checkpoints.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from trl_prl.rewards.scoring import callable_name, check_number, wait_for
+from trl_prl.storage.files import replace_file
 from trl_prl.types import ProcessReward
 
 
@@ -199,21 +200,23 @@ def known_outcomes(outcomes: Sequence[float | None]) -> list[tuple[int, float]]:
     return known
 
 
-class ProcessRewardState(TrainerCallback):
-    """Callback that saves what a process reward has learned beside each checkpoint of the trainer.
+class ProcessRewardState:
+    """Saves what a process reward has learned in each checkpoint of the trainer, and puts it back.
 
     Args:
         process_reward (`ProcessReward`):
-            One that learns, with methods `state_dict()` and `load_state_dict(state)`. The state is made of tensors,
+            One that learns has methods `state_dict()` and `load_state_dict(state)`. The state is made of tensors,
             numbers, texts, and lists and dictionaries of them: it is read back without unpickling anything else.
+            There is nothing to save of one that does not learn.
 
     Raises:
-        `TypeError`: if it lacks one of the two methods.
+        `TypeError`: if one that learns lacks one of the two methods.
     """
 
     def __init__(self, process_reward: Any) -> None:
         lacking = [name for name in ("state_dict", "load_state_dict") if not hasattr(process_reward, name)]
-        if lacking:
+        self.learns = learns(process_reward)
+        if self.learns and lacking:
             raise TypeError(
                 f"The process reward '{callable_name(process_reward)}' has a method `update` but no `{lacking[0]}`, "
                 "so what it learns would be missing from checkpoints and a resumed training would be another one. Add "
@@ -221,12 +224,22 @@ class ProcessRewardState(TrainerCallback):
             )
         self.process_reward = process_reward
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def save(self, folder: str | Path | None, should_save: bool) -> None:
+        """Save the state, if the folder is a checkpoint. All processes call it, before the checkpoint is complete.
+
+        Args:
+            folder (`str` or `Path`, *optional*):
+                Where a model has been saved.
+            should_save (`bool`):
+                Whether this process writes.
+        """
+        if not self.learns or folder is None or not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+            return
         # On all processes, because a state that they share has to be gathered.
-        learned = self.process_reward.state_dict()
-        if args.should_save:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            torch.save(learned, folder / STATE_FILE)
+        learned = {"class": type(self.process_reward).__name__, "state": self.process_reward.state_dict()}
+        if should_save:
+            with replace_file(Path(folder) / STATE_FILE) as file:
+                torch.save(learned, file)
 
     def restore(self, checkpoint: str | bool | None, output_dir: str | Path) -> None:
         """Put the process reward into the state of a checkpoint.
@@ -238,18 +251,29 @@ class ProcessRewardState(TrainerCallback):
                 Folder of the run.
 
         Raises:
-            `ValueError`: if the checkpoint has no state of a process reward.
+            `ValueError`: if the checkpoint has no state of this process reward, or one and it does not learn.
         """
-        if not checkpoint:
-            return
         folder = get_last_checkpoint(str(output_dir)) if checkpoint is True else checkpoint
-        if folder is None:  # the trainer says so itself
+        if not folder or not Path(folder).is_dir():  # the trainer says so itself
             return
-        path = Path(folder) / STATE_FILE
-        if not path.is_file():
+        path, name = Path(folder) / STATE_FILE, type(self.process_reward).__name__
+        advice = "Use the process reward of that run, or start a new training with the checkpoint as its `model`."
+        if path.is_file() != self.learns:
+            has, does = ("no", "learns") if self.learns else ("a", "does not learn")
             raise ValueError(
-                f"The checkpoint '{folder}' has no '{STATE_FILE}', so it comes from a run without a process reward "
-                "that learns, and the training cannot go on from it as it was. Start a new training with the "
-                "checkpoint as its `model`, or use the process reward of that run."
+                f"The checkpoint '{folder}' has {has} '{STATE_FILE}', and '{name}' {does}: it comes from a run with "
+                f"another process reward, and the training cannot go on from it as it was. {advice}"
             )
-        self.process_reward.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if not self.learns:
+            return
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"'{path}' is damaged, so what the process reward had learned cannot be read. Resume from another "
+                "checkpoint, or start a new training with this one as its `model`."
+            )
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if found["class"] != name:
+            raise ValueError(
+                f"'{path}' has the state of another process reward, {found['class']!r}, not {name!r}. {advice}"
+            )
+        self.process_reward.load_state_dict(found["state"])

@@ -82,7 +82,7 @@ class OnlineVerifier(ProcessAdvantageVerifier):
         lora_rank: int = 16,
     ) -> None:
         counts = (refresh_every, refresh_steps, refresh_batch, recent_rollouts)
-        if min(counts) < 1 or learning_rate <= 0 or lora_rank < 0:
+        if min(counts) < 1 or not 0 < learning_rate < math.inf or lora_rank < 0:
             raise ValueError(
                 f"Got refresh_every={refresh_every}, refresh_steps={refresh_steps}, refresh_batch={refresh_batch}, "
                 f"recent_rollouts={recent_rollouts}, learning_rate={learning_rate} and lora_rank={lora_rank}, with "

@@ -66,6 +66,7 @@ def check_process_reward(
     best_of_k: int = 1,
     initial_value: float | None = None,
     calibration_steps: int = 0,
+    credit: str = "progress",
 ) -> None:
     """Refuse a process reward that cannot be called, or from which no progress can be computed with these settings.
 
@@ -80,16 +81,22 @@ def check_process_reward(
             Value of every prompt.
         calibration_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps between two looks at the calibration of the values.
+        credit (`str`, *optional*, defaults to `"progress"`):
+            What a step earns; all but its progress takes scores as they are.
 
     Raises:
         `TypeError`: if its signature does not fit.
         `ValueError`: if values come without a value of the prompt, or advantages meet a setting that needs values.
     """
-    name = callable_name(process_reward)
+    name, says = callable_name(process_reward), getattr(process_reward, "returns", None)
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
+    if credit == "progress" and None not in (says, process_reward_type) and says != process_reward_type:
+        _warn_of_other_type(name, str(says), str(process_reward_type))
     whole = getattr(process_reward, "score_solutions", None) if is_values else None
     check_signature(process_reward if whole is None else whole, name)
     if not is_values:
+        if initial_value is not None:
+            _warn_of_initial_value(name, initial_value, values_prompts=False)
         if best_of_k != 1:
             raise ValueError(
                 f"`best_of_k={best_of_k}` was set, but the process reward '{name}' returns advantages. The "
@@ -111,13 +118,28 @@ def check_process_reward(
                 "set `process_reward_type='advantages'`."
             )
     elif initial_value is not None:
-        logger.warning(
-            "`initial_value=%s` was set, but the process reward '%s' values prompts itself. Its own values are used "
-            "and the setting is not. Leave it out; to use the constant, pass a function that only returns the values "
-            "of steps.",
-            initial_value,
-            name,
+        _warn_of_initial_value(name, initial_value, values_prompts=True)
+
+
+def _warn_of_other_type(name: str, says: str, process_reward_type: str) -> None:
+    logger.warning(
+        "`process_reward_type=%r` was set, but the process reward '%s' says that it returns %s. The setting decides. "
+        "Leave it out, unless that is meant.",
+        process_reward_type,
+        name,
+        says,
+    )
+
+
+def _warn_of_initial_value(name: str, initial_value: float, values_prompts: bool) -> None:
+    if values_prompts:
+        reason = "values prompts itself. Its own values are used and the setting is not. Leave it out; to use the "
+        reason += "constant, pass a function that only returns the values of steps."
+    else:
+        reason = (
+            "gives scores that are taken as they are, without a value of the prompt, so it is not used. Leave it out."
         )
+    logger.warning("`initial_value=%s` was set, but the process reward '%s' %s", initial_value, name, reason)
 
 
 def asks_for(process_reward: ProcessReward, name: str) -> bool:

@@ -7,7 +7,7 @@ import glob
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,13 +42,15 @@ def replace_file(
         `ValueError`: When another process writes it, if that matters.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    busy = [left for left in path.parent.glob(f"{_PREFIX}*-{glob.escape(path.name)}") if not _remove_abandoned(left)]
-    if busy and alone:
-        raise ValueError(
-            f"Another process is writing '{path}', and two results do not go into one file. Wait for it, or write to "
-            "another one."
-        )
-    file = _begin(path, 0o600 if private else 0o666)
+    with _locked(path.parent) if alone else nullcontext():
+        left = path.parent.glob(f"{_PREFIX}*-{glob.escape(path.name)}")
+        busy = [one for one in left if not _remove_abandoned(one)]
+        if busy and alone:
+            raise ValueError(
+                f"Another process is writing '{path}', and two results do not go into one file. Wait for it, or write "
+                "to another one."
+            )
+        file = _begin(path, 0o600 if private else 0o666)
     temporary = Path(file.name)
     try:
         with file:
@@ -63,6 +65,19 @@ def replace_file(
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others who ask out of the folder: between a look at who writes and a file of one's own nobody may begin."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Where folders cannot be locked, as over NFS, processes that start at the same instant do not see each other.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _begin(path: Path, mode: int) -> BinaryIO:
     """Open a temporary file, and lock it, which says that it is being written."""
 
@@ -72,7 +87,9 @@ def _begin(path: Path, mode: int) -> BinaryIO:
     while True:
         # Exclusive: neither a file nor a link that is there is opened.
         file = open(path.with_name(f"{_PREFIX}{secrets.token_hex(8)}-{path.name}"), "xb", opener=opener)  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
+        # Some file systems of clusters have no locks: there, nobody sees who is writing.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(file.name):
             return file
         # Another process was tidying up before the lock.
@@ -91,6 +108,9 @@ def _remove_abandoned(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError:
+            # It cannot be known whether somebody writes it.
+            return True
         path.unlink(missing_ok=True)
         return True
 

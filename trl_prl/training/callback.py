@@ -210,9 +210,8 @@ class ProcessRewardCallback(TrainerCallback):
         def detach() -> None:
             if "completions_table" in vars(trainer):
                 trainer.completions_table.remove()
-            for added in (trainer.recorder, trainer.process_reward_state):
-                if added is not None:
-                    trainer.remove_callback(added)
+            if trainer.recorder is not None:
+                trainer.remove_callback(trainer.recorder)
             trainer.__class__ = original_class
             for name in names:
                 vars(trainer).pop(name, None)
@@ -222,8 +221,7 @@ class ProcessRewardCallback(TrainerCallback):
         try:
             trainer.set_up_steps(self.step_splitter, self.arguments.step_length)
             trainer.set_up_process_reward(self.process_reward, self.arguments)
-            if trainer.process_reward_state is not None:
-                trainer.process_reward_state.restore(self._checkpoint, trainer.args.output_dir)
+            trainer.process_reward_state.restore(self._checkpoint, trainer.args.output_dir)
             trainer.set_up_recording(self.arguments)
         except Exception:
             detach()

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from trl_prl.credit.baselines import CreditForm
 from trl_prl.credit.groups import outcome_scale
 from trl_prl.credit.step_tensors import check_option
+from trl_prl.jobs.config import refuse_unheeded
 
 from .setup import ProcessArguments, WithoutOutcome
 
@@ -160,7 +161,19 @@ class PAVArguments(ProcessArguments):
                 f"`calibration_steps` was set to {self.calibration_steps}, but it is a number of optimizer steps. Set "
                 "it to a positive number such as 50, or to 0 to leave calibration out."
             )
+        self._check_together()
 
+    def _check_together(self) -> None:
+        """Refuse settings that do not go with others."""
+        if self.alpha_schedule == "constant":
+            refuse_unheeded(self, ["alpha_final"], "alpha_schedule")
+        if self.credit != "clip_delta":
+            refuse_unheeded(self, ["clip_eta"], "credit")
+        elif self.clip_eta is not None and not math.isfinite(self.clip_eta):
+            raise ValueError(
+                f"`clip_eta` was set to {self.clip_eta}, which leaves no score finite. Set it to a number that most "
+                "scores are above, or to None for the mean score of the group."
+            )
         of_values = {"best_of_k": self.best_of_k != 1, "calibration_steps": self.calibration_steps != 0}
         if self.credit != "progress" and any(of_values.values()):
             name = next(name for name, is_set in of_values.items() if is_set)
@@ -171,7 +184,7 @@ class PAVArguments(ProcessArguments):
 
     def scoring(self) -> dict[str, Any]:
         """The settings that say how scores are read, as arguments of `check_process_reward`."""
-        names = ("process_reward_type", "best_of_k", "initial_value", "calibration_steps")
+        names = ("process_reward_type", "best_of_k", "initial_value", "calibration_steps", "credit")
         settings = {name: getattr(self, name) for name in names}
         # Scores that are taken as they are need no value of the prompt.
         return settings if self.credit == "progress" else {**settings, "process_reward_type": "advantages"}

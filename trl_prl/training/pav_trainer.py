@@ -15,7 +15,7 @@ from trl_prl.credit.advantages import pav_advantages
 from trl_prl.credit.baselines import step_credit
 from trl_prl.credit.step_tensors import spread_to_tokens
 from trl_prl.prms.load import load_process_reward
-from trl_prl.prms.online import ProcessRewardState, learns, update_process_reward
+from trl_prl.prms.online import ProcessRewardState, update_process_reward
 from trl_prl.prompts.format import PromptFormat
 from trl_prl.rewards.checks import (
     asks_for,
@@ -43,13 +43,13 @@ logger = logging.getLogger(__name__)
 class PAVHooks(ProcessRewardHooks):
     """Mixin that adds the progress of every step to the outcome advantage, over any GRPO trainer class.
 
-    Overrides the public `train`, around `super()`, to restore what a process reward that learns had learned.
+    Overrides the public `train` and `save_model`, around `super()`, for the state of a process reward that learns.
     """
 
     process_reward: ProcessReward
     process_args: PAVArguments
     fresh_calibration: FreshCalibration | None
-    process_reward_state: ProcessRewardState | None = None
+    process_reward_state: ProcessRewardState
     _reported: set[str]
     _prompts_compared: bool
 
@@ -62,8 +62,7 @@ class PAVHooks(ProcessRewardHooks):
             process_args ([`PAVArguments`]):
                 How the scores become part of the advantages.
         """
-        self.process_reward = process_reward
-        self.process_args = process_args
+        self.process_reward, self.process_args = process_reward, process_args
         warn_of_other_splitter(self.process_reward, self.step_splitter)
         warn_of_second_best_of_k(self.process_reward, process_args.best_of_k)
         self._reported, self._prompts_compared = set(), False
@@ -73,14 +72,15 @@ class PAVHooks(ProcessRewardHooks):
         prepare_process_reward(self.process_reward, self.accelerator)
         if hasattr(process_reward, "attach"):
             process_reward.attach(self)
-        if learns(self.process_reward):
-            self.process_reward_state = ProcessRewardState(self.process_reward)
-            self.add_callback(self.process_reward_state)
+        self.process_reward_state = ProcessRewardState(self.process_reward)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        if self.process_reward_state is not None:
-            self.process_reward_state.restore(resume_from_checkpoint, str(self.args.output_dir))
+        self.process_reward_state.restore(resume_from_checkpoint, str(self.args.output_dir))
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().save_model(output_dir, *args, **kwargs)
+        self.process_reward_state.save(output_dir, self.args.should_save)
 
     def add_process_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any], split: SplitBatch) -> None:
         settings = self.process_args
@@ -111,7 +111,7 @@ class PAVHooks(ProcessRewardHooks):
         self._warn_if_nothing_is_scored(metrics)
         rewards = [row[: len(steps)].tolist() for row, steps in zip(credit, split.steps, strict=True)]
         self.log_steps(output, split, rewards)
-        if self._mode == "train" and learns(self.process_reward):
+        if self._mode == "train" and self.process_reward_state.learns:
             outcomes = own_rows(self.accelerator, self.outcomes)[:, 0].tolist()
             prompts = [row.get("prompt") for row in inputs]
             if takes(self.process_reward.update, "finished"):  # type: ignore[attr-defined]
@@ -296,5 +296,5 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         own = ["alpha", "alpha_schedule", "progress_scale", "credit", "process_baseline", "best_of_k"]
         settings = {name: getattr(self.args, name) for name in (*own, "equal_outcomes", "unscorable_outcomes")}
         prover = getattr(getattr(self.process_reward, "settings", None), "prover", None)
-        settings |= {"process reward": callable_name(self.process_reward), "prover": prover}
-        return settings | super().process_settings()
+        named = {"process reward": callable_name(self.process_reward), "prover": prover}
+        return settings | named | super().process_settings()

@@ -10,6 +10,7 @@ from trl import GRPOConfig
 
 from trl_prl.credit.kl import Direction, Estimator, Level
 from trl_prl.credit.step_tensors import check_option
+from trl_prl.jobs.config import refuse_unheeded
 from trl_prl.steps.splitters import SPLITTER_HELP
 
 from .setup import ProcessArguments
@@ -106,6 +107,11 @@ class PRLConfig(ProcessArguments, GRPOConfig):
         check_option("kl_estimator", self.kl_estimator, Estimator)
         check_option("kl_direction", self.kl_direction, Direction)
         check_option("logps_source", self.logps_source, LogpsSource)
+        if self.kl_placement != "advantage":
+            names = ["step_level", "kl_estimator", "kl_direction", "kl_inclusive", "logps_source", "process_baseline"]
+            if self.kl_placement == "loss":  # there the KL of all completions is trained on
+                names.append("unscorable_outcomes")
+            refuse_unheeded(self, names, "kl_placement")
         if not math.isfinite(self.beta) or self.beta < 0:
             raise ValueError(
                 f"`beta` was set to {self.beta}. A negative KL coefficient rewards drifting away from the reference "

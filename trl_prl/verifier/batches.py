@@ -166,9 +166,11 @@ def gather_positions(logits: torch.Tensor, positions: torch.Tensor, right_label:
             Which of two labels means a right step: the second one, as TRL's former `PRMTrainer` trained them.
 
     Returns:
-        `torch.Tensor` of shape (B, 1 + S): Logits in float32, with gradient.
+        `torch.Tensor` of shape (B, 1 + S): Logits in float32, or in float64 where they were, with gradient.
     """
-    chosen = logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])).float()
+    chosen = logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+    # Large sums, of which differences are taken, come in float64 and stay so.
+    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     return chosen[..., 0] if logits.shape[-1] == 1 else chosen[..., right_label] - chosen[..., 1 - right_label]
 
 
@@ -199,8 +201,8 @@ def score_rows(
             forwards.
 
     Returns:
-        `torch.Tensor` of shape (B, 1 + S): Logits of prompt and steps, float32 on the CPU, NaN where there is no step
-        or it lies beyond the longest length.
+        `torch.Tensor` of shape (B, 1 + S): Logits of prompt and steps, on the CPU, in the precision of
+        [`gather_positions`], NaN where there is no step or it lies beyond the longest length.
     """
 
     def forward(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -218,6 +220,7 @@ def score_rows(
                 num_batches += 1
                 found = gather_positions(forward(batch), batch["positions"], right_label)
                 found = found.masked_fill(~batch["position_mask"], math.nan).cpu()
+                logits = logits.to(found.dtype)
                 logits[indices, : found.shape[1]] = found
             if accelerator is not None:
                 counts = accelerator.gather(torch.tensor([num_batches], device=device))

@@ -186,7 +186,8 @@ def check_causal(model: Any) -> None:
             in evaluation mode into a form that has no gradient, without an error.
 
     Raises:
-        `ValueError`: If it has no value per token, or the logit of a token changes with the tokens behind it.
+        `ValueError`: If it has no value per token, the values are not finite, or the logit of a token changes with the
+            tokens behind it.
     """
     if getattr(model, "is_quantized", False) or any(
         parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters()
@@ -209,6 +210,12 @@ def check_causal(model: Any) -> None:
             "8 tokens, and a verifier has one value (or two classes) per token. Use a token-classification model."
         )
     logits = logits[:, :4].float()
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"The model is a {type(model).__name__}, whose logits of a text are not finite in {model.dtype}: "
+            "it has weights that are NaN or infinite, so it can score nothing. Use an earlier checkpoint of its "
+            "training, or `dtype='float32'` if only its precision is too low."
+        )
     if not torch.allclose(logits[0], logits[1], rtol=1e-2, atol=1e-3):
         raise ValueError(
             f"The model is a {type(model).__name__}, which attends in both directions: the value of a step would "
