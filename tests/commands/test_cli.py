@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import signal
 import subprocess
@@ -150,6 +151,15 @@ def test_stopped_in_two_lines_without_a_traceback(number: int, code: int, tmp_pa
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert errors.split("\n") == ["", "trl-prl split-report: stopped.", "All is kept.", ""]
+
+
+def test_a_full_disk_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    install_command(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(cli, "parse_command", lambda *words: types.SimpleNamespace(kept=lambda: "All is kept."))
+    assert cli.main(["split-report"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in first
+    assert second == "Make room on the disk. All is kept."
 
 
 def test_secrets_in_messages_are_masked() -> None:

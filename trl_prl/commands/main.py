@@ -9,6 +9,7 @@ only when it runs, so that `--help` and `--version` answer at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 import threading
@@ -44,6 +45,9 @@ COMMANDS = {
     "serve": ("serve", "score steps for trainers and searches on other machines, over HTTP"),
     "split-report": ("split_report", "show how a splitter cuts the completions in a file into steps"),
 }
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Terminated(BaseException):
@@ -126,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"trl-prl {name}: error: {describe(error)} (--debug shows the traceback)", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and hasattr(options, "kept"):
+            print(f"Make room on the disk. {options.kept()}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         kept = options.kept() if hasattr(options, "kept") else "Nothing was written."
