@@ -67,6 +67,20 @@ def test_options_behind_commas(tmp_path: Path) -> None:
     assert split_options(str(folder)) == (str(folder), {})
 
 
+@pytest.mark.parametrize("family", ["qwen", "math-shepherd", "rlhflow", "skywork", "trl", "implicit"])
+def test_a_slip_in_an_option_is_named(family: str, prm_paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"the option 'famly', which nothing would heed\. Use one of .*max_length"):
+        load_process_reward(prm_paths[family] + ",famly=qwen")
+    # What `from_pretrained` knows goes through.
+    assert callable(load_process_reward(prm_paths[family] + ",attn_implementation=eager"))
+
+
+def test_a_slip_in_an_option_of_an_own_verifier_is_named(tmp_path: Path) -> None:
+    build_verifier(build_tokenizer()).save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"the option 'refresh_evry', which nothing would heed.*refresh_every"):
+        load_process_reward(f"{tmp_path / 'own'},refresh_evry=3")
+
+
 def test_a_language_model_shows_nothing_and_its_family_can_be_said(tmp_path: Path) -> None:
     path = save_rlhflow(tmp_path / "my-finetune")
     with pytest.raises(ValueError, match=r"Found: architecture LlamaForCausalLM; model type llama.*family=.*rlhflow"):

@@ -15,7 +15,7 @@ from trl_prl.types import ProcessReward
 from trl_prl.verifier.loading import check_causal, load_verifier_tokenizer
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
-from .checkpoint import FAMILY_NAMES, check_weights, read_checkpoint, recognise
+from .checkpoint import FAMILY_NAMES, check_loading_options, check_weights, read_checkpoint, recognise
 from .families import FAMILIES, Family
 from .heads import LabelTokenClassifier, PooledModel
 from .implicit import ImplicitProcessReward
@@ -195,14 +195,20 @@ def _load_model_reward(
         given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
         given["device"] = None if "device_map" in kwargs else device
         refresh = _take(options, OnlineVerifier.__init__)
+        check_loading_options(options, OnlineVerifier.__init__)
         verifier = ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
         if not refresh:
             return verifier
         return OnlineVerifier(
             verifier.model, verifier.tokenizer, verifier.settings, verifier.max_batch_tokens, **refresh
         )
+    takers: list[Callable[..., Any]] = [
+        ImplicitProcessReward.__init__ if family == "implicit" else PublicProcessReward
+    ]
     if isinstance(family, str) and family in FAMILIES:
+        takers.append(FAMILIES[family])
         family = FAMILIES[family](**_take(options, FAMILIES[family]))
+    check_loading_options(options, *takers)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     made: dict[str, Any] = {"max_batch_tokens": max_batch_tokens}
     if family == "implicit":
