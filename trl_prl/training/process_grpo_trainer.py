@@ -32,6 +32,7 @@ from .setup import (
     check_weights,
     promote_config,
     sequence_ratio_per_token,
+    warn_of_too_few_prompts,
     write_settings,
 )
 
@@ -78,6 +79,7 @@ class ProcessRewardHooks(_Trainer):
             `ValueError`: if the loss type is not known to use per-token advantages, or no splitter has that name.
         """
         check_loss_type(self.loss_type)
+        warn_of_too_few_prompts(self.args, self.train_dataset)
         self.step_splitter = get_splitter(step_splitter, step_length=step_length)
         self.token_pieces = TokenPieces(self.processing_class)
         self.completions_table = CompletionsTable(self._logs)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -284,3 +284,14 @@ def sequence_ratio_per_token(logps: torch.Tensor, batch: Mapping[str, Any]) -> t
 def citation(text: str) -> str:
     """Strip the indentation of a BibTeX entry for the model card."""
     return textwrap.dedent(text).strip()
+
+
+def warn_of_too_few_prompts(args: GRPOConfig, train_dataset: Any) -> None:
+    """Say that nothing would be trained where TRL, which drops an incomplete rollout, has less than one of prompts."""
+    needed = (args.generation_batch_size or 0) // (args.num_generations or 1)
+    if isinstance(train_dataset, Sized) and len(train_dataset) < needed:
+        logger.warning(
+            "The data set has %d prompts and a rollout needs %d, so there is no optimizer step. Give more prompts, or "
+            "lower `gradient_accumulation_steps` (%d) or `per_device_train_batch_size` (%d).",
+            len(train_dataset), needed, args.gradient_accumulation_steps, args.per_device_train_batch_size,
+        )  # fmt: skip
