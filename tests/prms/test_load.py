@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_own_verifiers_functions_and_names(tmp_path: Path) -> None:
         load_process_reward("trl_prl.demo.arithmetic:NoSuchReward")
     with pytest.raises(TypeError, match="cannot score steps"):
         load_process_reward(3)
+
+
+def test_a_name_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python script.py` finds it, whatever command asks first: a console script has no folder of its own."""
+    (tmp_path / "my_own_steps.py").write_text("def values(prompts, steps, **columns):\n    return [[0.5]]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert load_process_reward("my_own_steps:values")([], []) == [[0.5]]
 
 
 def test_options_behind_commas(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+from trl_prl.rewards.outcomes import import_object
 from trl_prl.types import ProcessReward
 from trl_prl.verifier.loading import check_causal, load_verifier_tokenizer
 from trl_prl.verifier.model import ProcessAdvantageVerifier
@@ -153,14 +153,7 @@ def _for_no_model(function: Callable[..., Any], options: dict[str, Any]) -> dict
 
 
 def _import(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"Got the process reward {name!r}, which cannot be imported ({error}). Use 'module:name' with a module "
-            "that Python finds (the current folder may have to be in PYTHONPATH)."
-        ) from error
+    found = import_object(name, "process reward")
     return found() if isinstance(found, type) else found
 
 
