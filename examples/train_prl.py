@@ -96,8 +96,7 @@ def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
     if training.push_to_hub:
-        # A file or folder is no name that the card could link to.
-        trainer.push_to_hub(dataset_name=None if os.path.exists(data.dataset_name) else data.dataset_name)
+        trainer.push_to_hub(dataset_name=data.dataset_name)
 
 
 if __name__ == "__main__":

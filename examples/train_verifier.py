@@ -15,7 +15,6 @@ public ones: trl, prm800k, math_shepherd, math_aps, process_bench. The folder it
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 from datasets import Dataset
@@ -100,8 +99,7 @@ def main(data: DataArguments, training: PAVRewardConfig, model: ModelConfig) -> 
     trainer.save_model(training.output_dir)
     trainer.create_model_card(dataset_name=data.dataset_name)
     if training.push_to_hub:
-        # A file or folder is no name that the card could link to.
-        trainer.push_to_hub(dataset_name=None if os.path.exists(data.dataset_name) else data.dataset_name)
+        trainer.push_to_hub(dataset_name=data.dataset_name)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def training_log(workdir: Path) -> list[dict[str, Any]]:
     return [entry for entry in state["log_history"] if "reward" in entry]
 
 
+@pytest.mark.parametrize("name", ["pav", "prl"])
+def test_a_few_completions_are_printed_and_not_those_of_a_whole_batch(name: str, repo_root: Path) -> None:
+    settings = yaml.safe_load((repo_root / "examples" / "configs" / f"{name}.yaml").read_text())
+    assert not settings["log_completions"] or 0 < settings["num_completions_to_print"] <= 16
+
+
 def test_train_prl(workdir: Path, repo_root: Path, tiny_model_path: str) -> None:
     launch(
         "train_prl.py", workdir, repo_root, {"beta": 0.1, "step_length": 8}, "--model_name_or_path", tiny_model_path

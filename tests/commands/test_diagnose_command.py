@@ -16,9 +16,9 @@ from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_value
 from trl_prl.commands import main as cli
 from trl_prl.demo.arithmetic import arithmetic_reward
 from trl_prl.diagnosis.diagnosis import DiagnosisParams, diagnose
-from trl_prl.diagnosis.files import check_settings, short_names
+from trl_prl.diagnosis.files import check_settings, short_names, warn
 from trl_prl.diagnosis.moments import Candidate
-from trl_prl.diagnosis.states import read_problems, sampled_states
+from trl_prl.diagnosis.states import Coverage, read_problems, sampled_states
 from trl_prl.generation.rollouts import Problem
 from trl_prl.steps.splitters import DelimiterSplitter
 from trl_prl.steps.token_pieces import TokenPieces
@@ -203,6 +203,12 @@ def test_without_branches_the_coverage_is_said(job: Path, tmp_path: Path, capsys
     states, coverage = sampled_states([read_problems(rows)], [Candidate(0)])
     assert coverage.num_used < 0.7 * coverage.num_visits
     assert min(state.num_draws.sum() for state in states) >= 2
+
+
+@pytest.mark.parametrize(("n_branch", "advice"), [(0, "Collect with --n_branch 1"), (1, "Raise --max_completion_len")])
+def test_branches_are_not_asked_for_twice(n_branch: int, advice: str) -> None:
+    few = Coverage(num_visits=10, num_used=5, num_unmatched=0, num_unmeasured=0, num_draws=10)
+    assert advice in warn({"num_problems": 100, "effective_problems": 100.0}, few, [], n_branch)[0]
 
 
 def test_files_that_do_not_belong_together_are_refused(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

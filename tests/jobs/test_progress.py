@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from trl_prl.commands.collect import cost_line
-from trl_prl.jobs.progress import Progress, ProgressBar, speed_line
+from trl_prl.jobs.progress import Progress, ProgressBar, speed_line, token_line
 
 
 COUNTS = {
@@ -39,6 +39,15 @@ def test_a_file_gets_a_line_every_so_often() -> None:
         for done in (0, 1, 2):
             bar.update(Progress(done, 3, 0, float(done)))
     assert len(stream.getvalue().splitlines()) == 3
+
+
+def test_small_jobs_have_numbers_too() -> None:
+    """A large model on a CPU draws less than a sample a second, and a trial run samples less than 0.01 M tokens."""
+    progress = Progress(2, 6, 0, 100.0, {"num_rollouts": 4, "num_sampled_tokens": 1_584})
+    assert speed_line(progress) == "2/6, 0:03:20 left, 2.4 samples/min"
+    assert token_line(progress) == "1,584 of 4,752 tokens"
+    assert token_line(Progress(0, 6, 0, 100.0, {"num_sampled_tokens": 999_999})) == "999,999 tokens"
+    assert token_line(Progress(0, 6, 0, 100.0, {"num_sampled_tokens": 1_000_000})) == "1.00 M tokens"
 
 
 def test_names_are_shown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def test_own_verifiers_functions_and_names(tmp_path: Path) -> None:
         load_process_reward(3)
 
 
+def test_a_name_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python script.py` finds it, whatever command asks first: a console script has no folder of its own."""
+    (tmp_path / "my_own_steps.py").write_text("def values(prompts, steps, **columns):\n    return [[0.5]]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert load_process_reward("my_own_steps:values")([], []) == [[0.5]]
+
+
 def test_options_behind_commas(tmp_path: Path) -> None:
     written = "org/prm,family=rlhflow,load_in_4bit=true,max_length=4096,beta=0.5"
     texts = {"family": "rlhflow", "load_in_4bit": "true", "max_length": "4096", "beta": "0.5"}
@@ -96,6 +105,20 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, written: str, words:
     build_verifier(build_tokenizer()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=words):
         load_process_reward(f"{tmp_path},{written}")
+
+
+@pytest.mark.parametrize("family", ["qwen", "math-shepherd", "rlhflow", "skywork", "trl", "implicit"])
+def test_a_slip_in_an_option_is_named(family: str, prm_paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"the option 'famly', which nothing would heed\. Use one of .*max_length"):
+        load_process_reward(prm_paths[family] + ",famly=qwen")
+    # What `from_pretrained` knows goes through.
+    assert callable(load_process_reward(prm_paths[family] + ",attn_implementation=eager"))
+
+
+def test_a_slip_in_an_option_of_an_own_verifier_is_named(tmp_path: Path) -> None:
+    build_verifier(build_tokenizer()).save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"the option 'refresh_evry', which nothing would heed.*refresh_every"):
+        load_process_reward(f"{tmp_path / 'own'},refresh_evry=3")
 
 
 def test_a_language_model_shows_nothing_and_its_family_can_be_said(tmp_path: Path) -> None:

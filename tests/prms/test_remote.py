@@ -113,7 +113,11 @@ def test_the_api() -> None:
         assert answer["step_values"] == [[close("a", "x"), None], []]
         answer = client.post("/initial_values", json={"prompts": ["a"]}).json()
         assert answer == {"initial_values": [close("a", "")]}
-        assert client.post("/score", json={"prompts": ["a"], "steps": []}).status_code == 422
+        refused = client.post("/score", json={"prompts": ["a"], "steps": [["x"], ["y"]]})
+        assert (refused.status_code, "1 `prompts`, 2 `steps` and 2 `finished`" in refused.json()["detail"]) == (
+            422,
+            True,
+        )
         assert client.post("/score", json={"prompts": "a"}).status_code == 422
         refused = client.post("/score", json={"prompts": ["refused"], "steps": [["x"]]})
         assert (refused.status_code, refused.json()["detail"]) == (422, "The prompt is 'refused'.")

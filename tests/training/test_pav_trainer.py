@@ -120,6 +120,19 @@ def test_alpha_changes_training(tiny_model_path: str, dataset: Dataset, tmp_path
     assert any(not torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
 
 
+@pytest.mark.parametrize(("num_prompts", "warns"), [(3, True), (4, False)])
+def test_fewer_prompts_than_a_rollout_needs_are_named(
+    num_prompts: int, warns: bool, tiny_model_path: str, dataset: Dataset, tmp_path: Path, caplog: Any
+) -> None:
+    """TRL leaves an incomplete rollout out, and ends such a run at once without an error."""
+    args = pav_args(tmp_path, gradient_accumulation_steps=4, max_steps=1)
+    prompts = dataset.select(range(num_prompts))
+    trainer = PAVTrainer(tiny_model_path, length_reward, args, prompts, process_reward=step_values)
+    assert ("so there is no optimizer step" in caplog.text) == warns
+    trainer.train()
+    assert (trainer.state.global_step == 0) == warns
+
+
 def test_equal_values_everywhere_give_no_progress(tiny_model_path: str, dataset: Dataset, tmp_path: Path) -> None:
     """A prover that cannot tell steps apart adds nothing but its difference to the prompt's value, here none."""
 

@@ -401,6 +401,17 @@ def test_model_card_tells_how_to_use_it(tmp_path: Path) -> None:
         "| newline |",
     ):
         assert part in card, part
+    # A data set in a folder is on no hub, and its model is called by its own.
+    values = tmp_path / "values"
+    values.mkdir()
+    trainer.create_model_card(dataset_name=str(values))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "None" not in card
+    assert f"# Model Card for {tmp_path.name}" in card
+    assert "on the `values` dataset" in card
+    assert str(values) not in card
+    trainer.create_model_card(dataset_name="openai/gsm8k")
+    assert "(https://huggingface.co/datasets/openai/gsm8k)" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_trains_and_its_folder_scores(tmp_path: Path, repo_root: Path) -> None:

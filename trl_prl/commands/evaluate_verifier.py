@@ -94,6 +94,9 @@ def run(options: Options) -> int:
         **({} if bench is None else {NAME: bench}),
         "solutions_file": SOLUTIONS_FILE,
     }
+    if bench is not None:
+        # The benchmark chose it, not who typed the command.
+        results["threshold"]["how"] = bench["threshold"]["how"]
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with write_rows(folder / SOLUTIONS_FILE) as write:
@@ -262,8 +265,9 @@ def _print(results: Mapping[str, Any]) -> None:
         console.print(_process_bench_table(results[NAME]))
     threshold = results["threshold"]
     console.print(
-        f"{results['num_solutions']} solutions, {results['num_labels']} labelled steps, {results['num_unscored']} "
-        f"more without a value. {_LABELS[results['labels']]} Threshold {threshold['value']:.3f}: {threshold['how']}.",
+        f"{results['num_solutions']} solutions, {results['num_labels']} labelled steps"
+        + (f", {n} more without a value (beyond its length, or unscorable)" if (n := results["num_unscored"]) else "")
+        + f". {_LABELS[results['labels']]} Threshold {threshold['value']:.3f}: {threshold['how']}.",
         highlight=False,
     )
     if "progress_error" in results:

@@ -33,6 +33,10 @@ class Options:
     def __post_init__(self) -> None:
         require(self, "verifier")
 
+    def kept(self) -> str:
+        """What becomes of the clients when the service is stopped, in words."""
+        return "Clients try again until their `max_wait` is over; started again at this address, it answers them."
+
 
 def run(options: Options) -> int:
     """Serve until interrupted.

@@ -7,8 +7,8 @@ step of each token, −1 for every token that is not an action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ def suffix_sums(values: Tensor, mask: Tensor | None = None) -> Tensor:
     CPU and as a tree on CUDA), where a bfloat16 sum over thousands of tokens would stop growing.
 
     Args:
-        values (`torch.Tensor` of shape (B, T)):
+        values (`Tensor` of shape (B, T)):
             Per-token values. Half precision is upcast before summing.
-        mask (`torch.Tensor` of shape (B, T), *optional*):
+        mask (`Tensor` of shape (B, T), *optional*):
             Tokens that count. Values elsewhere are ignored, NaN and infinities included.
 
     Returns:
-        `torch.Tensor` of shape (B, T): Suffix sums in float32, at masked positions too.
+        `Tensor` of shape (B, T): Suffix sums in float32, at masked positions too.
 
     Raises:
         `ValueError`: If a shape does not fit.
@@ -46,15 +46,15 @@ def spread_to_tokens(step_values: Tensor, step_ids: Tensor, fill: float = 0.0) -
     """Give every token the value of its step, `out[i, t] = step_values[i, step_ids[i, t]]`.
 
     Args:
-        step_values (`torch.Tensor` of shape (B, S)):
+        step_values (`Tensor` of shape (B, S)):
             One value per step; NaN is passed on.
-        step_ids (`torch.Tensor` of shape (B, T)):
+        step_ids (`Tensor` of shape (B, T)):
             Integer step of each token, −1 off-mask.
         fill (`float`, *optional*, defaults to `0.0`):
             Value of off-mask tokens.
 
     Returns:
-        `torch.Tensor` of shape (B, T): Token values, float32, detached.
+        `Tensor` of shape (B, T): Token values, float32, detached.
 
     Raises:
         `ValueError`: If a shape does not fit, or a token belongs to a step that has no entry in `step_values`.
@@ -91,7 +91,7 @@ def pad_step_rewards(
             Where the tensor is created, PyTorch's default device if not given.
 
     Returns:
-        `torch.Tensor` of shape (B, S): Float32, with S the largest number of steps. NaN marks padding and unscorable
+        `Tensor` of shape (B, S): Float32, with S the largest number of steps. NaN marks padding and unscorable
         steps alike; which is which follows from the number of steps.
     """
     num_steps = max((len(row) for row in step_rewards), default=0)
@@ -180,15 +180,15 @@ def check_option(name: str, value: str, options: object) -> None:
         )
 
 
-def step_end_mask(step_ids: torch.Tensor) -> torch.Tensor:
+def step_end_mask(step_ids: Tensor) -> Tensor:
     """Marks the last token of every step, of one that tool output interrupts too.
 
     Args:
-        step_ids (`torch.Tensor`):
+        step_ids (`Tensor`):
             Step of each token of shape (B, T), -1 off the action mask.
 
     Returns:
-        `torch.Tensor`: Boolean mask of shape (B, T).
+        `Tensor`: Boolean mask of shape (B, T).
     """
     # Steps come in order, so the smallest id behind a token, holes left out, is the step of the next action token.
     beyond = torch.iinfo(step_ids.dtype).max
@@ -196,3 +196,22 @@ def step_end_mask(step_ids: torch.Tensor) -> torch.Tensor:
     smallest_from_here = ids.flip(1).cummin(1).values.flip(1)
     following = torch.nn.functional.pad(smallest_from_here[:, 1:], (0, 1), value=beyond)
     return (step_ids >= 0) & (step_ids != following)
+
+
+def action_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Tokens the policy chose, of shape (B, T): `completion_mask` without tool output, as the loss masks them."""
+    mask: Tensor = batch["completion_mask"]
+    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
+
+
+def sequence_ratio_per_token(logps: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Old log-probs of shape (B, T) that give the sequence-level ratio a gradient per token.
+
+    TRL's sequence level differentiates one ratio per completion, which would spread every token's advantage evenly
+    over the completion. GSPO-token (https://huggingface.co/papers/2507.18071, eq. 13) has the same ratio as a number
+    and the token's own gradient: `sg[s] * pi / sg[pi]`. With `old = sg[log pi] - log s`, TRL's token level computes
+    exactly that.
+    """
+    mask, old_logps = action_mask(batch), batch.get("old_per_token_logps")
+    log_ratio = torch.zeros_like(logps) if old_logps is None else logps - old_logps
+    return logps - (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1.0)

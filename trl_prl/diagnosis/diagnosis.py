@@ -110,7 +110,8 @@ def diagnose(
         raise ValueError(
             f"Got {len(candidates)} candidates and {number} problems with a state that has two measured next "
             "steps, so there is nothing to compare or no spread to tell chance from. Collect more problems, several "
-            "seeds (--n_cov) or siblings (--n_branch), and enough rollouts (--n_mc) for K."
+            "seeds (--n_cov) or siblings (--n_branch), and enough rollouts (--n_mc) for K; rollouts that reach the "
+            "length limit (--max_completion_length) measure nothing."
         )
     problems, sums = problem_sums(states, candidates, params.num_strata)
     labels = [_label(names[candidate.prover], candidate.k) for candidate in candidates]

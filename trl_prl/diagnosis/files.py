@@ -64,7 +64,7 @@ def diagnose_files(paths: Sequence[Path], ks: Sequence[int], params: DiagnosisPa
         "provers": dict(zip(names, full, strict=True)),
         "files": [str(path) for path in paths],
         "coverage": vars(coverage),
-        "warnings": warn(result, coverage, left_out),
+        "warnings": warn(result, coverage, left_out, settings[0]["n_branch"]),
         **result,
     }
     return {**result, "words": describe(result)}
@@ -144,14 +144,15 @@ def _success(problem: ProblemValues) -> float | None:
     return correct / total if total else None
 
 
-def warn(result: Mapping[str, Any], coverage: Coverage, left_out: Sequence[Candidate]) -> list[str]:
+def warn(result: Mapping[str, Any], coverage: Coverage, left_out: Sequence[Candidate], n_branch: int = 0) -> list[str]:
     """What a reader should know before trusting the numbers."""
     warnings = []
+    more = "Raise --max_completion_length or --n_mc" if n_branch else "Collect with --n_branch 1"
     share = coverage.num_used / max(coverage.num_visits, 1)
     if share < LEAST_COVERAGE:
         warnings.append(
             f"Only {share:.0%} of the visited states have two measured next steps; the numbers are about those, "
-            "mostly the first steps. Collect with --n_branch 1 to have them all."
+            f"mostly the first steps. {more} to have them all."
         )
     if result["num_problems"] < FEW_PROBLEMS:
         warnings.append(f"{result['num_problems']} problems are few: bootstrap intervals are too narrow then.")

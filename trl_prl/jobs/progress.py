@@ -139,7 +139,8 @@ def speed_line(progress: Progress) -> str:
     elif not progress.counts:
         parts.append("starting")
     if progress.counts.get("num_rollouts") and progress.seconds > 0:
-        parts.append(f"{progress.counts['num_rollouts'] / progress.seconds:.1f} samples/s")
+        speed = progress.counts["num_rollouts"] / progress.seconds
+        parts.append(f"{speed:.1f} samples/s" if speed >= 1 else f"{60 * speed:.1f} samples/min")
     return ", ".join(parts)
 
 
@@ -148,9 +149,11 @@ def token_line(progress: Progress) -> str:
     tokens, expected = progress.counts.get("num_sampled_tokens", 0), progress.expected("num_sampled_tokens")
     if not tokens:
         return ""
-    return (
-        f"{tokens / 1e6:.2f} M tokens" if expected is None else f"{tokens / 1e6:.2f} of {expected / 1e6:.2f} M tokens"
-    )
+    numbers = [tokens] if expected is None else [tokens, expected]
+    # Below a million they would be hundredths of one, or none.
+    millions = max(numbers) >= 1e6
+    shown = " of ".join(f"{n / 1e6:.2f}" if millions else f"{n:,}" for n in numbers)
+    return f"{shown} M tokens" if millions else f"{shown} tokens"
 
 
 class ProgressBar:

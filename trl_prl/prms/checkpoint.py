@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ _KNOWN_NAMES = {
     re.compile(r"llama3\.1-8b-prm-(deepseek|mistral)-data", re.IGNORECASE): "rlhflow",
     re.compile(r"eurusprm-stage", re.IGNORECASE): "implicit",
 }
+
+# What `from_pretrained` takes and nothing here has a word of its own for.
+_LOADING_OPTIONS = frozenset(
+    {"attn_implementation", "cache_dir", "code_revision", "key_mapping", "local_files_only", "low_cpu_mem_usage"}
+    | {"max_memory", "offload_buffers", "offload_folder", "quantization_config", "subfolder", "token", "torch_dtype"}
+    | {"trust_remote_code", "use_kernels", "use_safetensors", "variant"}
+)
 
 
 @dataclass(frozen=True)
@@ -168,3 +176,25 @@ def _unknown(checkpoint: Checkpoint) -> str:
         "it; 'implicit' also needs its reference=...). If it is of another family, give a "
         "`trl_prl.prms.families.Family` of a few lines that says how it is asked and read, see docs/public_prms.md."
     )
+
+
+def check_loading_options(options: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+    """Refuse an option that would reach the constructor of the model, such as a slip of the pen.
+
+    Args:
+        options (`Mapping[str, Any]`):
+            What was given and not taken yet.
+        functions (`Callable`):
+            What takes options besides `from_pretrained`, by the names of its parameters.
+
+    Raises:
+        `ValueError`: If nothing takes an option.
+    """
+    taken = {name for function in functions for name in inspect.signature(function).parameters}
+    if unknown := sorted(set(options) - taken - _LOADING_OPTIONS):
+        names = {"family", "reference", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "revision", "vllm"}
+        taken -= {"self", "model", "tokenizer", "family", "reference", "kwargs"}
+        raise ValueError(
+            f"Got the option {unknown[0]!r}, which nothing would heed. Use one of {', '.join(sorted(names | taken))}, "
+            "or an argument of `from_pretrained`."
+        )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from trl_prl.jobs.named_options import annotations_of, for_no_model, read_options, refuse_unheeded, split_options, take
+from trl_prl.jobs.named_options import annotations_of, for_no_model, read_options, split_options, take
+from trl_prl.rewards.outcomes import import_object
 from trl_prl.types import ProcessReward
 from trl_prl.verifier.loading import check_causal, load_verifier_tokenizer
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
-from .checkpoint import FAMILY_NAMES, check_weights, read_checkpoint, recognise
+from .checkpoint import FAMILY_NAMES, check_loading_options, check_weights, read_checkpoint, recognise
 from .families import FAMILIES, Family
 from .heads import LabelTokenClassifier, PooledModel
 from .implicit import ImplicitProcessReward
@@ -107,23 +107,8 @@ def _known_options() -> dict[str, str]:
     return annotations_of(*(one.__init__ for one in rewards), *FAMILIES.values(), _load_model_reward)
 
 
-def _take_all(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
-    """Options that a function has parameters for; what is left is for `from_pretrained`, and not for other rewards."""
-    taken = take(options, function)
-    known = {name for name in annotations_of(function) if name not in ("self", "model", "tokenizer", "settings")}
-    refuse_unheeded(options.keys() & _known_options().keys(), known)
-    return taken
-
-
 def _import(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"Got the process reward {name!r}, which cannot be imported ({error}). Use 'module:name' with a module "
-            "that Python finds (the current folder may have to be in PYTHONPATH)."
-        ) from error
+    found = import_object(name, "process reward")
     return found() if isinstance(found, type) else found
 
 
@@ -157,21 +142,27 @@ def _load_model_reward(
     if family == "verifier":
         given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
         given["device"] = None if "device_map" in kwargs else device
-        refresh = _take_all(options, OnlineVerifier.__init__)
+        refresh = take(options, OnlineVerifier.__init__)
+        check_loading_options(options, OnlineVerifier.__init__)
         verifier = ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
         if not refresh:
             return verifier
         return OnlineVerifier(
             verifier.model, verifier.tokenizer, verifier.settings, verifier.max_batch_tokens, **refresh
         )
+    takers: list[Callable[..., Any]] = [
+        ImplicitProcessReward.__init__ if family == "implicit" else PublicProcessReward
+    ]
     if isinstance(family, str) and family in FAMILIES:
+        takers.append(FAMILIES[family])
         family = FAMILIES[family](**take(options, FAMILIES[family]))
+    check_loading_options(options, *takers)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     made: dict[str, Any] = {"max_batch_tokens": max_batch_tokens}
     if family == "implicit":
         implicit = _load_implicit(path, reference, tokenizer, revision, {**made, **options}, kwargs)
         return _on_device(implicit, device, kwargs)
-    made |= _take_all(options, PublicProcessReward.__init__)
+    made |= take(options, PublicProcessReward.__init__)
     if not isinstance(family, Family):
         raise TypeError(f"`family` is {family!r}, but a name or a `trl_prl.prms.families.Family` says how to ask.")
     if served is not None:
@@ -190,7 +181,7 @@ def _load_implicit(
             "not given. Pass its id or folder as reference=..., for EurusPRM 'Qwen/Qwen2.5-Math-7B-Instruct'. One "
             "that learns (learning_rate=...) needs none."
         )
-    made = _take_all(options, ImplicitProcessReward.__init__)
+    made = take(options, ImplicitProcessReward.__init__)
     model, against = [
         name and AutoModelForCausalLM.from_pretrained(name, revision=at, use_safetensors=True, **kwargs, **options)
         for name, at in ((path, revision), (reference, None))

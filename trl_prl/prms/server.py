@@ -20,6 +20,10 @@ from .scoring import score_prefixes
 
 Messages = list[dict[str, Any]]
 Numbers = list[float | None]
+_UNEQUAL = (
+    "Got {} `prompts`, {} `steps` and {} `finished`, which must be as many: give every solution a prompt, a list of "
+    "its steps, and a mark or none at all."
+)
 
 
 class PromptsBody(BaseModel):
@@ -200,7 +204,7 @@ def create_app(process_reward: Any, *, token: str | None = None, max_batch: int 
     async def answer(kind: str, prompts: list[Any], steps: list[list[str]], marks: list[bool] | None) -> Any:
         finished = [True] * len(steps) if marks is None else marks
         if not len(prompts) == len(steps) == len(finished):
-            raise HTTPException(422, f"Got {len(prompts)} prompts, {len(steps)} solutions, {len(finished)} marks.")
+            raise HTTPException(422, _UNEQUAL.format(len(prompts), len(steps), len(finished)))
         if not prompts:
             return []
         try:

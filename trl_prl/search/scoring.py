@@ -61,7 +61,9 @@ class EffectiveReward:
         if returned_type(self.values, None) == "advantages":
             raise ValueError(
                 f"The process reward '{callable_name(self.values)}' returns advantages, but finished solutions are "
-                "compared by their value. Pass one that returns values, and this one as `advantages`."
+                "compared by their value. Pass one that returns values, as an implicit PRM does with the option "
+                "`returns=values`, and this one for the progress alone: `advantages`, or --advantage_reward of "
+                "`trl-prl search`."
             )
         if self.needs_progress:
             self.check_progress()

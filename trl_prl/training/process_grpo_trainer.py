@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_prl.credit.step_tensors import suffix_sums
+from trl_prl.credit.step_tensors import action_mask, sequence_ratio_per_token, suffix_sums
 from trl_prl.prompts.chat import warn_of_plain_text
 from trl_prl.report.run_recorder import RunRecorder, run_manifest
 from trl_prl.steps.split import SplitBatch, get_splitter, split_completions
@@ -24,13 +24,12 @@ from trl_prl.types import StepSplitter
 from .hacking_radar import HackingRadar
 from .metrics import CompletionsTable, count_repeated_steps, process_metric_sums, process_metrics
 from .setup import (
-    action_mask,
     check_advantages,
     check_loss_type,
     check_outcomes,
     check_weights,
     promote_config,
-    sequence_ratio_per_token,
+    warn_of_too_few_prompts,
     write_card,
 )
 
@@ -77,6 +76,7 @@ class ProcessRewardHooks(_Trainer):
             `ValueError`: if the loss type is not known to use per-token advantages, or no splitter has that name.
         """
         check_loss_type(self.loss_type)
+        warn_of_too_few_prompts(self.args, self.train_dataset)
         self.step_splitter = get_splitter(step_splitter, step_length=step_length)
         self.token_pieces = TokenPieces(self.processing_class)
         self.completions_table = CompletionsTable(self._logs)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -271,25 +271,17 @@ def write_card(trainer: Any) -> None:
     path.write_text(card + section("Last metrics", {name: f"{last[name]:.4g}" for name in kept}), encoding="utf-8")
 
 
-def action_mask(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Tokens the policy chose, of shape (B, T): `completion_mask` without tool output, as the loss masks them."""
-    mask: torch.Tensor = batch["completion_mask"]
-    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
-
-
-def sequence_ratio_per_token(logps: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Old log-probs of shape (B, T) that give the sequence-level ratio a gradient per token.
-
-    TRL's sequence level differentiates one ratio per completion, which would spread every token's advantage evenly
-    over the completion. GSPO-token (https://huggingface.co/papers/2507.18071, eq. 13) has the same ratio as a number
-    and the token's own gradient: `sg[s] * pi / sg[pi]`. With `old = sg[log pi] - log s`, TRL's token level computes
-    exactly that.
-    """
-    mask, old_logps = action_mask(batch), batch.get("old_per_token_logps")
-    log_ratio = torch.zeros_like(logps) if old_logps is None else logps - old_logps
-    return logps - (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1.0)
-
-
 def citation(text: str) -> str:
     """Strip the indentation of a BibTeX entry for the model card."""
     return textwrap.dedent(text).strip()
+
+
+def warn_of_too_few_prompts(args: Any, train_dataset: Any) -> None:
+    """Say that nothing would be trained where TRL, which drops an incomplete rollout, has less than one of prompts."""
+    needed = (args.generation_batch_size or 0) // (args.num_generations or 1)
+    if isinstance(train_dataset, Sized) and len(train_dataset) < needed:
+        logger.warning(
+            "The data set has %d prompts and a rollout needs %d, so there is no optimizer step. Give more prompts, or "
+            "lower `gradient_accumulation_steps` (%d) or `per_device_train_batch_size` (%d).",
+            len(train_dataset), needed, args.gradient_accumulation_steps, args.per_device_train_batch_size,
+        )  # fmt: skip

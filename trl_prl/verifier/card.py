@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ from trl_prl.storage.markdown import table
 
 
 def trl_card(path: Path) -> str:
-    """TRL's card in a file, with words where it has None: for a base in a folder, and a model that is not pushed."""
+    """TRL's card in a file, with words where it has None or a link to the hub for what lies in a local folder."""
     card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", "a model in a local folder")
+    card = card.replace("# Model Card for None", f"# Model Card for {path.parent.resolve().name}")
+    for data in re.findall(r"\(https://huggingface\.co/datasets/(.+?)\) dataset", card):
+        if Path(data).exists():
+            card = card.replace(f"[{data}](https://huggingface.co/datasets/{data})", f"`{Path(data).name}`")
+            card = card.replace(f"datasets: {data}\n", "", 1)
     return card.replace('model="None"', f'model="{path.parent}"')
 
 
