@@ -16,6 +16,7 @@ from tests.json_server import JsonServer, running, with_junk
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import JudgeProcessReward, load_process_reward
 from trl_prl.commands.main import main
+from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.generation.server_calls import UnusableAnswerError
 from trl_prl.prms.judge import read_verdicts, yes_share
 from trl_prl.rewards.checks import check_process_reward
@@ -203,3 +204,33 @@ def test_a_judge_trains_and_scores_files(server: JudgeServer, tiny_model_path: s
     source.write_text('{"prompt": "a", "completion": "We add.\\nThat is wrong."}\n')
     assert main(["score", "--verifier", name, "--file", str(source), "--output", str(output)]) == 0
     assert json.loads(output.read_text())["step_values"] == pytest.approx([8 / 9, 1 / 9])
+
+
+def test_a_judge_searches_and_is_evaluated(server: JudgeServer, tmp_path: Path) -> None:
+    name = f"m,family=judge,base_url={server.url}"
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"prompt": problem.prompt, "answer": problem.answer} for problem in sample_problems("tuning", 2, seed=1)]
+    problems.write_text("\n".join(map(json.dumps, rows)))
+    words = ["--model", arithmetic_policy_path(), "--dataset", str(problems), "--output_dir", str(tmp_path / "out")]
+    words += ["--reward", "trl_prl.demo.arithmetic:arithmetic_reward", "--process_reward", name]
+    words += ["--answer", "trl_prl.demo.arithmetic:read_answer", "--max_completion_length", "24", "--n", "2"]
+    assert main(["search", *words, "--check_timeout", "0", "--plot", "none", "--method", "best_of_n"]) == 0
+    labelled = tmp_path / "labelled.jsonl"
+    steps = [["We add.\n", "It is 3."], ["We add.\n", "That is wrong."]]
+    rows = [{"prompt": "q", "completions": row, "labels": [1, int("wrong" not in row[1])]} for row in steps]
+    labelled.write_text("\n".join(map(json.dumps, rows)))
+    words = [
+        "--verifier",
+        name,
+        "--dataset",
+        str(labelled),
+        "--output_dir",
+        str(tmp_path / "judged"),
+        "--plot",
+        "none",
+    ]
+    words += ["--threshold", "0.5"]
+    assert main(["evaluate-verifier", *words]) == 0
+    # Right steps have 8 / 9, the wrong one 1 / 9.
+    found = json.loads((tmp_path / "judged" / "verifier_evaluation.json").read_text())
+    assert found["metrics"]["auroc"]["value"] == 1.0

@@ -164,7 +164,7 @@ class ServerCalls:
         last = state.outcome.exception()
         raise ConnectionError(
             f"{self._hidden(', '.join(self.urls))} gave no answer to {name} that can be used, in "
-            f"{state.attempt_number} attempts. The last one: {last}. {self.advice}".rstrip()
+            f"{state.attempt_number} attempts. The last one: {str(last).rstrip('.')}. {self.advice}".rstrip()
         ) from (last.__cause__ or last)
 
 
