@@ -37,7 +37,8 @@ ENVIRONMENTS = {
     "newest-3.13": "python3.13",
 }
 TESTS = ["tests/training", "tests/verifier/test_pav_reward_trainer.py"]
-TOOLS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"]
+# The last two: TRL asks for them, for tools with an older transformers and for logging with an older torch.
+TOOLS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "jmespath", "tensorboard"]
 
 
 def floors() -> list[str]:

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 
 from tests.tiny_agent import save_tiny_agent
-from tests.tiny_models import EOS_TOKEN, build_tokenizer, make_grpo_args, prompt_dataset, token_reward
+from tests.tiny_models import (
+    EOS_TOKEN,
+    build_tokenizer,
+    make_grpo_args,
+    needs_response_templates,
+    prompt_dataset,
+    token_reward,
+)
 from tests.trainer_runs import make_trainer, run, text_values, train_logs
 from tests.training.test_trainer_features import (
     CountingEnvironment,
@@ -84,6 +91,7 @@ def check_progress_per_turn(rollout: dict[str, Any]) -> None:
         assert (rollout["advantages"][row][outside] == 0).all()
 
 
+@needs_response_templates
 @pytest.mark.parametrize("kind", ["tools", "environments"])
 def test_progress_per_turn_from_what_tools_said(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
     reward = KnowsTheSum()
@@ -118,6 +126,7 @@ def test_segments_end_where_steps_do(tiny_model_path: str, tmp_path: Path) -> No
     ]  # fmt: skip
 
 
+@needs_response_templates
 @pytest.mark.parametrize("level", ["step", "completion"])
 def test_callback_gives_the_transcript(level: str, tiny_model_path: str, tmp_path: Path) -> None:
     reward = KnowsTheSum()
@@ -233,6 +242,7 @@ def test_values_of_the_game_by_hand(example: Any) -> None:
     assert values(0, []) == []
 
 
+@needs_response_templates
 def test_the_example_trains_an_agent(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that guesses at random learns the number that is always right."""
     question = "Find the whole number between 1 and 7 that I think of. Call the tool `guess`."

@@ -110,7 +110,7 @@ def test_as_reward_function_of_grpo(conversational: bool, tiny_model_path: str, 
     def short_steps(prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float | None]]:
         assert columns["answer"]
         columns["log_metric"]("num_steps", sum(len(row) for row in steps))
-        scores = [[None if len(row) == 1 else 1 / len(text) for text in row] for row in steps]
+        scores = [[None if i == 0 else 1 / len(text) for text in row] for i, row in enumerate(steps)]
         returned.extend(aggregate_step_rewards([NAN if x is None else x for x in row], "mean") for row in scores)
         return scores
 

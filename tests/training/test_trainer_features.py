@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.tiny_models import EOS_TOKEN, make_grpo_args, prompt_dataset, token_reward
+from tests.tiny_models import EOS_TOKEN, make_grpo_args, needs_response_templates, prompt_dataset, token_reward
 from tests.trainer_runs import (
     KINDS,
     PROCESS_METRICS,
@@ -258,6 +260,7 @@ def assert_tool_output_is_masked(trainer: Any, tool_text: str) -> None:
 
 
 @both
+@needs_response_templates
 def test_tools(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
     arguments = {
         "rollout_func": first_turn_calls_a_tool,
@@ -273,6 +276,7 @@ def test_tools(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
 
 
 @both
+@needs_response_templates
 def test_turns_are_steps(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
     arguments = {
         "rollout_func": first_turn_calls_a_tool,
@@ -322,6 +326,7 @@ class CountingEnvironment:
 
 
 @both
+@needs_response_templates
 def test_environments(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "rollout_func": first_turn_calls_a_tool,
@@ -448,7 +453,7 @@ def test_equal_token_advantages_train_like_stock_grpo(
     start = trainable(trainer)
     trainer.train()
     for log, stock_log in zip(train_logs(trainer), train_logs(stock), strict=True):
-        assert log["loss"] == pytest.approx(stock_log["loss"], rel=1e-5, abs=1e-6)
+        assert log["loss"] == pytest.approx(stock_log["loss"], rel=1e-5, abs=1e-5)
     end, stock_end = trainable(trainer), trainable(stock)
     moved = torch.cat([(stock_end[name] - value).flatten() for name, value in start.items()])
     apart = torch.cat([(stock_end[name] - value).flatten() for name, value in end.items()])
@@ -618,6 +623,7 @@ def test_reference_is_synchronised(kind: str, tiny_model_path: str, tmp_path: Pa
 
 
 @both
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.8"), reason="TRL asks for transformers 5.8")
 def test_continuous_batching(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {
         "use_transformers_continuous_batching": True,

@@ -18,7 +18,7 @@ import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
+from tests.tiny_models import make_grpo_args, needs_response_templates, prompt_dataset, token_reward
 from trl_prl.training.setup import PER_TOKEN_LOSS_TYPES
 
 
@@ -58,9 +58,9 @@ def make_trainer(path: str, folder: Path, cls: type = ProbedTrainer, **overrides
     return trainer
 
 
-def roll_out(trainer: Any) -> dict[str, Any]:
+def roll_out(trainer: Any, seed: int = 3) -> dict[str, Any]:
     """Sample one group of four completions for one prompt, with a fixed seed."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     row = trainer.train_dataset[2]
     return trainer._generate_and_score_completions([dict(row) for _ in range(4)])
 
@@ -145,7 +145,7 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
-@pytest.mark.parametrize("with_tools", [False, True])
+@pytest.mark.parametrize("with_tools", [False, pytest.param(True, marks=needs_response_templates)])
 @pytest.mark.parametrize("num_iterations", [1, 2])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_rollout_keys(
@@ -224,8 +224,9 @@ def trainer(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def batches(trainer: ProbedTrainer) -> dict[str, dict[str, Any]]:
     """A ragged batch, and one with as many completions as tokens; each also as if an older policy had sampled it."""
-    ragged = roll_out(trainer)
-    assert len(set(ragged["completion_mask"].sum(1).tolist())) > 1
+    # Which completions are sampled depends on the release of torch.
+    rollouts = (roll_out(trainer, seed) for seed in range(3, 23))
+    ragged = next(one for one in rollouts if len(set(one["completion_mask"].sum(1).tolist())) > 1)
     num_rows = len(ragged["completion_ids"])
     per_token = ("completion_ids", "completion_mask", "ref_per_token_logps")
     square = {k: v[:, :num_rows].contiguous() if k in per_token else v for k, v in ragged.items()}
