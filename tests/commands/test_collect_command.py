@@ -259,6 +259,7 @@ def test_progress_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # twenty starts of Python, on a busy machine half a minute each
 def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path) -> None:
     """No row lost, none doubled, the same bytes: the real process, killed at random moments, with one or two of it."""
     num_problems = 24
