@@ -122,7 +122,7 @@ def dataset_card(settings: Mapping[str, Any], prover: str, spending: Mapping[str
     shown = sorted(without_unset(mask_secrets(settings)).items())
     settings_table = table(("setting", "value"), ((name, json.dumps(value)) for name, value in shown))
     costs = ((name.removeprefix("num_").replace("_", " "), f"{n:,}") for name, n in spending.items())
-    prover = as_text(prover)
+    prover, data = as_text(prover), as_text(settings["dataset"])
     return f"""---
 tags:
 - trl_prl
@@ -138,9 +138,7 @@ trl_prl: {json.dumps(dict(settings), sort_keys=True)}
 ---
 # Step values of {prover}
 
-{num_rows:,} solutions of {as_text(settings["dataset"])}, each step labelled with the probability that {
-        prover
-    } reaches a
+{num_rows:,} solutions of {data}, each step labelled with the probability that {prover} reaches a
 correct answer from there, estimated from rollouts (PAV, https://huggingface.co/papers/2410.08146). Collected with
 `trl-prl collect`.
 

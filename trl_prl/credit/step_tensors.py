@@ -22,13 +22,13 @@ def suffix_sums(values: Tensor, mask: Tensor | None = None) -> Tensor:
     CPU and as a tree on CUDA), where a bfloat16 sum over thousands of tokens would stop growing.
 
     Args:
-        values (`Tensor` of shape (B, T)):
+        values (`torch.Tensor` of shape (B, T)):
             Per-token values. Half precision is upcast before summing.
-        mask (`Tensor` of shape (B, T), *optional*):
+        mask (`torch.Tensor` of shape (B, T), *optional*):
             Tokens that count. Values elsewhere are ignored, NaN and infinities included.
 
     Returns:
-        `Tensor` of shape (B, T): Suffix sums in float32, at masked positions too.
+        `torch.Tensor` of shape (B, T): Suffix sums in float32, at masked positions too.
 
     Raises:
         `ValueError`: If a shape does not fit.
@@ -46,15 +46,15 @@ def spread_to_tokens(step_values: Tensor, step_ids: Tensor, fill: float = 0.0) -
     """Give every token the value of its step, `out[i, t] = step_values[i, step_ids[i, t]]`.
 
     Args:
-        step_values (`Tensor` of shape (B, S)):
+        step_values (`torch.Tensor` of shape (B, S)):
             One value per step; NaN is passed on.
-        step_ids (`Tensor` of shape (B, T)):
+        step_ids (`torch.Tensor` of shape (B, T)):
             Integer step of each token, −1 off-mask.
         fill (`float`, *optional*, defaults to `0.0`):
             Value of off-mask tokens.
 
     Returns:
-        `Tensor` of shape (B, T): Token values, float32, detached.
+        `torch.Tensor` of shape (B, T): Token values, float32, detached.
 
     Raises:
         `ValueError`: If a shape does not fit, or a token belongs to a step that has no entry in `step_values`.
@@ -91,7 +91,7 @@ def pad_step_rewards(
             Where the tensor is created, PyTorch's default device if not given.
 
     Returns:
-        `Tensor` of shape (B, S): Float32, with S the largest number of steps. NaN marks padding and unscorable
+        `torch.Tensor` of shape (B, S): Float32, with S the largest number of steps. NaN marks padding and unscorable
         steps alike; which is which follows from the number of steps.
     """
     num_steps = max((len(row) for row in step_rewards), default=0)
@@ -184,11 +184,11 @@ def step_end_mask(step_ids: Tensor) -> Tensor:
     """Marks the last token of every step, of one that tool output interrupts too.
 
     Args:
-        step_ids (`Tensor`):
+        step_ids (`torch.Tensor`):
             Step of each token of shape (B, T), -1 off the action mask.
 
     Returns:
-        `Tensor`: Boolean mask of shape (B, T).
+        `torch.Tensor`: Boolean mask of shape (B, T).
     """
     # Steps come in order, so the smallest id behind a token, holes left out, is the step of the next action token.
     beyond = torch.iinfo(step_ids.dtype).max
