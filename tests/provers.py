@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from trl_prl.demo.arithmetic import ArithmeticProblem, arithmetic_policy_path, parse_problem
-from trl_prl.demo.arithmetic import sample_problems as draw_problems
-from trl_prl.demo.arithmetic_prover import continue_solution
+from tests.benchmarks.arithmetic.prover import continue_solution
+from tests.benchmarks.arithmetic.task import ArithmeticProblem, arithmetic_policy_path, parse_problem
+from tests.benchmarks.arithmetic.task import sample_problems as draw_problems
 from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.sampling import sample_uniforms
 from trl_prl.types import Completion, Prompt, SamplingParams

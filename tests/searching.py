@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.sampling import StopTexts

@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForTokenClassification
 
-from trl_prl.demo.arithmetic import ArithmeticProblem
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward, continue_solution
+from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward, continue_solution
+from tests.benchmarks.arithmetic.task import ArithmeticProblem
 from trl_prl.verifier.config import PAVRewardConfig
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.settings import VerifierSettings

@@ -18,11 +18,12 @@ import json
 import math
 from typing import Any
 
+from arithmetic.prover import ArithmeticProcessReward
+from arithmetic.task import arithmetic_reward
+
 from tests.benchmarks.common import machine, table
 from tests.provers import ArithmeticProver, arithmetic_problems, root_mean_square
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values
-from trl_prl.demo.arithmetic import arithmetic_reward
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.tallies import Spending
 from trl_prl.metrics.intervals import SequentialRule
 from trl_prl.steps.splitters import DelimiterSplitter

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arithmetic.task import arithmetic_policy_path, sample_problems
 
 from tests.benchmarks.common import machine, table
 from trl_prl.collection.config import CollectConfig
 from trl_prl.collection.job import CollectWorker
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.jobs.ray_engine import RayEngine
 from trl_prl.jobs.runner import run_here
 from trl_prl.storage.row_sources import load_rows
@@ -56,7 +56,7 @@ def main() -> None:
         model=arithmetic_policy_path(),
         dataset=str(folder / "prompts.jsonl"),
         output_dir=str(folder / "values"),
-        reward="trl_prl.demo.arithmetic:arithmetic_reward",
+        reward="arithmetic.task:arithmetic_reward",
         max_completion_length=40,
         n_cov=4,
         n_mc=16,

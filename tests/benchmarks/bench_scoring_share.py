@@ -17,12 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from arithmetic.task import LONG_NUM_TERMS, arithmetic_dataset, arithmetic_policy_path, completion_length
 from common import machine
 from transformers import AutoConfig, AutoTokenizer, LlamaForTokenClassification, PrinterCallback
 
 from trl_prl import PAVConfig, PAVTrainer, ProcessAdvantageVerifier, math_accuracy_reward
-from trl_prl.demo.arithmetic import LONG_NUM_TERMS, arithmetic_dataset, arithmetic_policy_path
-from trl_prl.demo.arithmetic_training import completion_length
 from trl_prl.demo.training import cpu_fields
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from arithmetic.prover import ArithmeticProcessReward
+from arithmetic.task import arithmetic_policy_path, arithmetic_reward, read_answer, sample_problems
 from common import Results, machine_text, spread, table
 
 from trl_prl import (
@@ -29,8 +31,6 @@ from trl_prl import (
     beam_search,
     best_of_n_search,
 )
-from trl_prl.demo.arithmetic import arithmetic_policy_path, arithmetic_reward, read_answer, sample_problems
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.intervals import value_interval
 from trl_prl.metrics.resampling import bootstrap_interval

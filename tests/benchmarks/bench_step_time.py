@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arithmetic.prover import ArithmeticProcessReward
+from arithmetic.task import (
+    LONG_NUM_TERMS,
+    arithmetic_dataset,
+    arithmetic_policy_path,
+    arithmetic_reward,
+    completion_length,
+)
 from common import machine
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_prl import PAVConfig, PAVTrainer, PRLConfig, PRLTrainer
-from trl_prl.demo.arithmetic import LONG_NUM_TERMS, arithmetic_dataset, arithmetic_policy_path, arithmetic_reward
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
-from trl_prl.demo.arithmetic_training import completion_length
 from trl_prl.demo.training import cpu_fields
 
 

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from arithmetic.task import arithmetic_policy_path, sample_problems
 from transformers import AutoConfig
 
 from tests.benchmarks.common import machine, table
 from tests.vllm_runs import vllm_generator
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.generation.rollouts import Problem
 from trl_prl.steps.splitters import FixedLengthSplitter
 from trl_prl.steps.token_pieces import TokenPieces

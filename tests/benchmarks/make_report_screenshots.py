@@ -15,17 +15,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from arithmetic.task import arithmetic_policy_path, sample_problems
+from arithmetic.task_training import Method, train_arithmetic
 from playwright.sync_api import Page, sync_playwright
 
 from trl_prl.commands import main as cli
 from trl_prl.commands.quickstart import HYPERPARAMETERS, quiet
 from trl_prl.commands.report import write_report
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
-from trl_prl.demo.arithmetic_training import Method, train_arithmetic
 from trl_prl.report.run_files import is_run
 
 
-TASK = "trl_prl.demo.arithmetic"
+TASK = "arithmetic.task"
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
 
 

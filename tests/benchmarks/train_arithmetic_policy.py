@@ -1,7 +1,7 @@
-"""Train, or evaluate, the base policy of the arithmetic task that ships inside the package.
+"""Train, or evaluate, the base policy of the arithmetic task that tests start from.
 
-    python tests/benchmarks/train_arithmetic_policy.py --output_dir trl_prl/demo/arithmetic_policy
-    python tests/benchmarks/train_arithmetic_policy.py --evaluate trl_prl/demo/arithmetic_policy
+    python tests/benchmarks/train_arithmetic_policy.py --output_dir tests/benchmarks/arithmetic/policy
+    python tests/benchmarks/train_arithmetic_policy.py --evaluate tests/benchmarks/arithmetic/policy
 
 The policy imitates solutions of a prover that slips on some lines, on problems of the train split with two to eight
 terms. It stops early, so it knows the format, is right often enough to learn from, and has much left to learn. Long
@@ -19,16 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from trl_prl.demo.arithmetic import (
+from arithmetic.prover import continue_solution
+from arithmetic.task import (
     LONG_NUM_TERMS,
     MAIN_NUM_TERMS,
     arithmetic_reward,
     build_arithmetic_tokenizer,
     sample_problems,
 )
-from trl_prl.demo.arithmetic_prover import continue_solution
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 
 NUM_TERMS_SHARES = {2: 0.10, 3: 0.20, 4: 0.40, 5: 0.10, 6: 0.10, 7: 0.05, 8: 0.05}

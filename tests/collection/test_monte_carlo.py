@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, arithmetic_reward
 from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems, root_mean_square
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values
 from trl_prl.collection.output import best_of_k_row
-from trl_prl.demo.arithmetic import arithmetic_policy_path, arithmetic_reward
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.tallies import Spending

@@ -16,12 +16,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.generation import vllm_client
 from trl.generation.vllm_client import VLLMClient
 
+from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
+from tests.benchmarks.arithmetic.task import arithmetic_reward
 from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems
 from tests.tiny_models import build_tokenizer, make_grpo_args, prompt_dataset
 from tests.trainer_runs import make_trainer, train_logs
 from trl_prl.collection.monte_carlo_reward import MonteCarloProcessReward, refuse_shards
-from trl_prl.demo.arithmetic import arithmetic_reward
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.training.callback import ProcessRewardCallback
 from trl_prl.types import Prompt, SamplingParams

@@ -21,11 +21,11 @@ import yaml
 from datasets import load_dataset
 from transformers import AutoTokenizer
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, arithmetic_reward, sample_problems
 from trl_prl.collection.config import CollectConfig
 from trl_prl.collection.job import CollectWorker, collect
 from trl_prl.commands import main as cli
 from trl_prl.commands.collect import cost_line
-from trl_prl.demo.arithmetic import arithmetic_policy_path, arithmetic_reward, sample_problems
 from trl_prl.jobs.options import Tools
 from trl_prl.jobs.progress import Progress, speed_line
 from trl_prl.jobs.shards import SHARDS, find_units
@@ -47,7 +47,7 @@ def options(folder: Path, prompts: Path, **changes: Any) -> list[str]:
         "model": arithmetic_policy_path(),
         "dataset": str(prompts),
         "output_dir": str(folder),
-        "reward": "trl_prl.demo.arithmetic:arithmetic_reward",
+        "reward": "tests.benchmarks.arithmetic.task:arithmetic_reward",
         "splitter": "newline",
         "n_cov": 2,
         "n_mc": 4,

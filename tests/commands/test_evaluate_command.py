@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.hostile_answers import HANG, hostile_answers
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl.commands import main as cli
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.evaluation.config import EvaluateConfig
 from trl_prl.jobs.shards import find_units
 
 
-REWARD = "trl_prl.demo.arithmetic:arithmetic_reward"
+REWARD = "tests.benchmarks.arithmetic.task:arithmetic_reward"
 
 
 def parity(completions: list[str], answer: list[Any], **columns: Any) -> list[float | None]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.arithmetic.task import arithmetic_dataset, arithmetic_policy_path, arithmetic_verifier_path
 from trl_prl.commands import main as cli
-from trl_prl.demo.arithmetic import arithmetic_dataset, arithmetic_policy_path, arithmetic_verifier_path
 
 
 POLICY, VERIFIER = str(arithmetic_policy_path()), str(arithmetic_verifier_path())
-REWARD = "trl_prl.demo.arithmetic:arithmetic_reward"
+REWARD = "tests.benchmarks.arithmetic.task:arithmetic_reward"
 ABSENT = ("absent/model", "./absent", "absents")
 COMMANDS = {
     "collect": "--model MODEL --dataset DATA --output_dir out --reward REWARD",

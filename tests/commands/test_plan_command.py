@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import PRLConfig, PRLTrainer
 from trl_prl.commands.main import main
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.diagnosis.cost import (
     collection,
     equal_lengths,
@@ -74,7 +74,7 @@ def test_tokens_of_a_collection_are_met_to_five_percent(tmp_path: Path, capsys: 
     for name, part in (("some", problems[:200]), ("others", problems[200:])):
         rows = [json.dumps({"prompt": problem.prompt, "answer": problem.answer}) for problem in part]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
-    policy, reward = arithmetic_policy_path(), "trl_prl.demo.arithmetic:arithmetic_reward"
+    policy, reward = arithmetic_policy_path(), "tests.benchmarks.arithmetic.task:arithmetic_reward"
     common = ["--model", policy, "--reward", reward, "--max_completion_length", "40", "--check_timeout", "0"]
     data = ["--dataset", str(tmp_path / "some.jsonl"), "--output_dir", str(tmp_path / "sampled")]
     assert main(["evaluate", *common, *data, "--n", "3", "--plot", "none"]) == 0

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, read_answer, sample_problems
 from tests.searching import arithmetic_generator, line_search
 from tests.verifier_models import build_verifier
 from trl_prl.commands import main as cli
 from trl_prl.commands.search import accuracy_line
-from trl_prl.demo.arithmetic import arithmetic_policy_path, read_answer, sample_problems
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.rollouts import Problem
 from trl_prl.jobs.progress import Progress, speed_line
 from trl_prl.metrics.sampling_estimates import mean_pass_at_k
@@ -31,7 +31,7 @@ from trl_prl.search.scoring import EffectiveReward
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 
-EXACT = "trl_prl.demo.arithmetic_prover:ArithmeticProcessReward"
+EXACT = "tests.benchmarks.arithmetic.prover:ArithmeticProcessReward"
 
 
 def write_problems(folder: Path, n: int) -> Path:
@@ -48,9 +48,9 @@ def options(folder: Path, problems: Path, *n: int, **changes: Any) -> list[str]:
         "model": arithmetic_policy_path(),
         "dataset": str(problems),
         "output_dir": str(folder),
-        "reward": "trl_prl.demo.arithmetic:arithmetic_reward",
+        "reward": "tests.benchmarks.arithmetic.task:arithmetic_reward",
         "process_reward": EXACT,
-        "answer": "trl_prl.demo.arithmetic:read_answer",
+        "answer": "tests.benchmarks.arithmetic.task:read_answer",
         "max_completion_length": 24,
         "problems_per_unit": 3,
         "check_timeout": 0,
@@ -263,9 +263,9 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], message:
 def test_process_rewards_by_name(tmp_path: Path) -> None:
     assert isinstance(load_process_reward(EXACT), ArithmeticProcessReward)
     with pytest.raises(ValueError, match="cannot be imported"):
-        load_process_reward("trl_prl.demo.arithmetic:NoSuchReward")
+        load_process_reward("tests.benchmarks.arithmetic.task:NoSuchReward")
     assert load_answer_function("")(r"so \boxed{4}") == "4"
-    assert load_answer_function("trl_prl.demo.arithmetic:read_answer")("#7") == 7
+    assert load_answer_function("tests.benchmarks.arithmetic.task:read_answer")("#7") == 7
 
 
 def test_search_with_a_verifier_of_another_tokenizer(tmp_path: Path, tiny_tokenizer: Any) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.arithmetic.task import LONG_NUM_TERMS, completion_length, reference_solution, sample_problems
 from trl_prl.commands.main import main
-from trl_prl.demo.arithmetic import LONG_NUM_TERMS, reference_solution, sample_problems
-from trl_prl.demo.arithmetic_training import completion_length
 from trl_prl.demo.training import StopAtAccuracy, steps_to_accuracy
 from trl_prl.report.plots import moving_average
 

@@ -20,9 +20,9 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency, chisquare
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.vllm_runs import VLLMServer, require_vllm, vllm_generator, vllm_server
 from trl_prl.commands import main as cli
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.demo.paths import path_policy_path
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.openai_server import OpenAIGenerator
@@ -286,7 +286,7 @@ def job(command: str, folder: Path, model: str, url: str | None, **options: Any)
     dataset.write_text("".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in problems))
     engine = {} if url is None else {"generator": "openai", "endpoints": url}
     fields = {"dataset": dataset, "output_dir": folder, "max_completion_length": 30, "problems_per_unit": 3, **options}
-    fields |= {"reward": "trl_prl.demo.arithmetic:arithmetic_reward", "check_timeout": 0, **engine}
+    fields |= {"reward": "tests.benchmarks.arithmetic.task:arithmetic_reward", "check_timeout": 0, **engine}
     fields |= {"models" if command == "evaluate" else "model": model}
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     assert cli.main([command, *words]) == 0
@@ -322,7 +322,7 @@ def test_search_and_evaluate_equal_those_of_transformers(
     server: VLLMServer, model_with_defaults: str, tmp_path: Path
 ) -> None:
     """The likeliest token each time, so that every engine must find the same."""
-    process_reward = "trl_prl.demo.arithmetic_prover:ArithmeticProcessReward"
+    process_reward = "tests.benchmarks.arithmetic.prover:ArithmeticProcessReward"
     options: dict[str, Any] = {"top_k": 1, "plot": "none", "n": 2}
     guided = {**options, "method": "beam", "process_reward": process_reward}
     trees, pools = [], []

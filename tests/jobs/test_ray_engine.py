@@ -125,9 +125,9 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
 def test_collect_equals_one_process(cluster: Cluster, tmp_path: Path) -> None:
     from datasets import Dataset
 
+    from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
     from trl_prl.collection.config import CollectConfig
     from trl_prl.collection.job import collect
-    from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 
     cluster.add_node(num_cpus=2)
     problems = sample_problems("train", 4, seed=0)
@@ -138,7 +138,7 @@ def test_collect_equals_one_process(cluster: Cluster, tmp_path: Path) -> None:
             model=arithmetic_policy_path(),
             dataset="arithmetic",
             output_dir=str(tmp_path / name),
-            reward="trl_prl.demo.arithmetic:arithmetic_reward",
+            reward="tests.benchmarks.arithmetic.task:arithmetic_reward",
             n_cov=2,
             n_mc=2,
             max_completion_length=24,

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.prms.test_families import FAMILIES, flat
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl.commands.main import main
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.evaluation.process_bench import SUBSETS, read_process_bench, score_process_bench
 from trl_prl.metrics.step_values import process_bench_f1
 from trl_prl.prms.load import load_process_reward
@@ -92,10 +92,10 @@ def test_search(family: str, prm_paths: dict[str, str], tmp_path: Path) -> None:
     rows = [{"prompt": problem.prompt, "answer": problem.answer} for problem in sample_problems("tuning", 2, seed=1)]
     problems = write_rows(tmp_path / "problems.jsonl", rows)
     words = ["--model", arithmetic_policy_path(), "--dataset", str(problems), "--output-dir", str(tmp_path / "out")]
-    words += ["--reward", "trl_prl.demo.arithmetic:arithmetic_reward", "--process-reward"]
+    words += ["--reward", "tests.benchmarks.arithmetic.task:arithmetic_reward", "--process-reward"]
     # Progress has no value that a search could compare finished solutions by.
     words.append(prm_paths[family] + ",returns=values" * (family == "implicit"))
-    words += ["--answer", "trl_prl.demo.arithmetic:read_answer", "--max-completion-length", "24", "--n", "2"]
+    words += ["--answer", "tests.benchmarks.arithmetic.task:read_answer", "--max-completion-length", "24", "--n", "2"]
     words += ["--check-timeout", "0", "--plot", "none", "--method", "best_of_n"]
     assert main(["search", *words]) == 0
 

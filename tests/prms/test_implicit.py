@@ -13,12 +13,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.benchmarks.arithmetic.prover import continue_solution
+from tests.benchmarks.arithmetic.task import ArithmeticProblem, arithmetic_policy_path
 from tests.scripts.distributed_implicit import learn
 from tests.tiny_models import build_model, build_tokenizer, prompt_dataset
 from tests.trainer_runs import make_trainer, train_logs
 from tests.two_processes import launch_two_processes, load_ranks
-from trl_prl.demo.arithmetic import ArithmeticProblem, arithmetic_policy_path
-from trl_prl.demo.arithmetic_prover import continue_solution
 from trl_prl.prms.implicit import ImplicitProcessReward
 from trl_prl.prms.load import load_process_reward
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.json_server import JsonServer, running, with_junk
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import JudgeProcessReward, load_process_reward
 from trl_prl.commands.main import main
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.generation.server_calls import UnusableAnswerError
 from trl_prl.prms.judge import read_verdicts, yes_share
 from trl_prl.rewards.checks import check_process_reward
@@ -212,8 +212,8 @@ def test_a_judge_searches_and_is_evaluated(server: JudgeServer, tmp_path: Path) 
     rows = [{"prompt": problem.prompt, "answer": problem.answer} for problem in sample_problems("tuning", 2, seed=1)]
     problems.write_text("\n".join(map(json.dumps, rows)))
     words = ["--model", arithmetic_policy_path(), "--dataset", str(problems), "--output_dir", str(tmp_path / "out")]
-    words += ["--reward", "trl_prl.demo.arithmetic:arithmetic_reward", "--process_reward", name]
-    words += ["--answer", "trl_prl.demo.arithmetic:read_answer", "--max_completion_length", "24", "--n", "2"]
+    words += ["--reward", "tests.benchmarks.arithmetic.task:arithmetic_reward", "--process_reward", name]
+    words += ["--answer", "tests.benchmarks.arithmetic.task:read_answer", "--max_completion_length", "24", "--n", "2"]
     assert main(["search", *words, "--check_timeout", "0", "--plot", "none", "--method", "best_of_n"]) == 0
     labelled = tmp_path / "labelled.jsonl"
     steps = [["We add.\n", "It is 3."], ["We add.\n", "That is wrong."]]

@@ -46,10 +46,10 @@ def test_own_verifiers_functions_and_names(tmp_path: Path) -> None:
     assert load_process_reward(text_values) is text_values
     assert load_process_reward("tests.prms.test_load:text_values") is text_values
     # A class is made without arguments.
-    exact = load_process_reward("trl_prl.demo.arithmetic_prover:ArithmeticProcessReward")
+    exact = load_process_reward("tests.benchmarks.arithmetic.prover:ArithmeticProcessReward")
     assert type(exact).__name__ == "ArithmeticProcessReward"
     with pytest.raises(ValueError, match="cannot be imported"):
-        load_process_reward("trl_prl.demo.arithmetic:NoSuchReward")
+        load_process_reward("tests.benchmarks.arithmetic.task:NoSuchReward")
     with pytest.raises(TypeError, match="cannot score steps"):
         load_process_reward(3)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.benchmarks.arithmetic.task import arithmetic_verifier_path
 from tests.json_server import JsonServer, running
 from trl_prl import load_process_reward
-from trl_prl.demo.arithmetic import arithmetic_verifier_path
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 

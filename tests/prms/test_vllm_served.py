@@ -15,11 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.benchmarks.arithmetic.task import arithmetic_verifier_path, sample_problems
 from tests.prm_models import FOLDER_NAMES, save_qwen
 from tests.vllm_runs import VLLMServer, require_vllm, vllm_server
 from trl_prl import JudgeProcessReward, load_process_reward
 from trl_prl.commands.main import main
-from trl_prl.demo.arithmetic import arithmetic_verifier_path, sample_problems
 
 
 require_vllm()

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.report_inputs import HOSTILE, write_results, write_run, write_search
 from trl_prl.commands import main as cli
 from trl_prl.commands.report import write_report
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.evaluation.summary import SummaryParams, summarise
 from trl_prl.report.data import ReportData
 from trl_prl.report.limits import evenly, evenly_by_rollout
@@ -224,12 +224,19 @@ def test_the_commands_own_results_are_read(tmp_path: Path) -> None:
 def test_the_search_commands_results_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = [{"prompt": p.prompt, "answer": p.answer} for p in sample_problems("tuning", 2, seed=1)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
-    task = "trl_prl.demo.arithmetic"
+    task = "tests.benchmarks.arithmetic"
     words = ["search", "--model", arithmetic_policy_path(), "--dataset", str(tmp_path / "data.jsonl"), "--n", "1", "2"]
-    words += ["--reward", f"{task}:arithmetic_reward", "--answer", f"{task}:read_answer", "--check-timeout", "0"]
+    words += [
+        "--reward",
+        f"{task}.task:arithmetic_reward",
+        "--answer",
+        f"{task}.task:read_answer",
+        "--check-timeout",
+        "0",
+    ]
     words += [
         "--process-reward",
-        f"{task}_prover:ArithmeticProcessReward",
+        f"{task}.prover:ArithmeticProcessReward",
         "--max-completion-length",
         "24",
         "--plot",

@@ -220,7 +220,7 @@ def test_200_hostile_answers_leave_their_neighbours_alone() -> None:
 
 def test_answer_is_not_a_substring() -> None:
     """`12` is not in `128`."""
-    reward = load_reward("trl_prl.demo.arithmetic:arithmetic_reward")
+    reward = load_reward("tests.benchmarks.arithmetic.task:arithmetic_reward")
     assert reward(prompts=[], completions=["#128", "#12", "12"], completion_ids=[], answer=["12"] * 3) == [0, 1, 0]
     assert exact_match_reward(["#128", "so\n#### 12", r"\boxed{12}", "12"], answer=[12, "12", "12", "12"]) == [
         0,

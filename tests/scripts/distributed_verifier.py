@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.arithmetic.task import build_arithmetic_tokenizer
 from tests.scripts.distributed_train import train_and_compare
 from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
-from trl_prl.demo.arithmetic import build_arithmetic_tokenizer
 from trl_prl.verifier.trainer import PAVRewardTrainer
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
+from tests.benchmarks.arithmetic.task import read_answer
 from tests.searching import StepScript, TableReward, arithmetic_generator, arithmetic_search_problems, line_search
-from trl_prl.demo.arithmetic import read_answer
-from trl_prl.demo.arithmetic_prover import ArithmeticProcessReward
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import aggregate_step_values
 from trl_prl.search.beams import beam_search, dvts

@@ -17,12 +17,12 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.tiny_models import make_grpo_args, token_reward
 from tests.trainer_runs import assert_process_metrics, make_trainer, text_values, train_logs, trainable
 from tests.training.test_prl_trainer import ForwardCounter
 from tests.vllm_runs import require_vllm
 from trl_prl.credit.advantages import prl_advantages
-from trl_prl.demo.arithmetic import arithmetic_policy_path, sample_problems
 from trl_prl.training.callback import ProcessRewardCallback
 
 

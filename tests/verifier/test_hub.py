@@ -14,18 +14,18 @@ from huggingface_hub import HfApi, constants, hf_api
 from huggingface_hub.repocard import RepoCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.benchmarks.arithmetic.task import (
+    arithmetic_dataset,
+    arithmetic_policy_path,
+    arithmetic_reward,
+    arithmetic_verifier_path,
+)
 from tests.commands.test_collect_command import options, write_prompts
 from tests.local_hub import LocalHub, local_hub
 from tests.tiny_models import make_grpo_args
 from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
 from trl_prl import PAVConfig, PAVTrainer
 from trl_prl.commands import main as cli
-from trl_prl.demo.arithmetic import (
-    arithmetic_dataset,
-    arithmetic_policy_path,
-    arithmetic_reward,
-    arithmetic_verifier_path,
-)
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.settings import collected_settings
 from trl_prl.verifier.trainer import PAVRewardTrainer

@@ -13,13 +13,13 @@ from datasets import Dataset
 from torch.nn.functional import binary_cross_entropy
 from trl import RewardConfig
 
-from tests.tiny_models import build_tokenizer, make_grpo_args
-from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
-from trl_prl.demo.arithmetic import (
+from tests.benchmarks.arithmetic.task import (
     arithmetic_policy_path,
     arithmetic_reward,
     build_arithmetic_tokenizer,
 )
+from tests.tiny_models import build_tokenizer, make_grpo_args
+from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
 from trl_prl.training.pav_config import PAVConfig
 from trl_prl.training.pav_trainer import PAVTrainer
 from trl_prl.verifier.config import PAVRewardConfig

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tokenizers_for_tests as tokenizers
+from tests.benchmarks.arithmetic.task import build_arithmetic_tokenizer
 from tests.tiny_models import build_tokenizer
-from trl_prl.demo.arithmetic import build_arithmetic_tokenizer
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.verifier.batches import StepwiseCollator, gather_positions
 from trl_prl.verifier.dataset import prepare_row

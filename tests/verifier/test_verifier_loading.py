@@ -12,9 +12,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
+from tests.benchmarks.arithmetic.task import (
+    arithmetic_policy_path,
+    arithmetic_verifier_path,
+    build_arithmetic_tokenizer,
+)
 from tests.tiny_models import build_model, build_tokenizer, save_tiny_model
 from tests.verifier_models import arithmetic_rows, build_verifier, build_verifier_model, make_verifier_args
-from trl_prl.demo.arithmetic import arithmetic_policy_path, arithmetic_verifier_path, build_arithmetic_tokenizer
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.rows import tokenize_stepwise

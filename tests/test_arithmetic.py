@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_prl.demo.arithmetic import (
+from tests.benchmarks.arithmetic.prover import ERROR_OFFSETS, ArithmeticProcessReward, continue_solution
+from tests.benchmarks.arithmetic.task import (
     LONG_NUM_TERMS,
     ArithmeticProblem,
     arithmetic_dataset,
@@ -20,7 +21,6 @@ from trl_prl.demo.arithmetic import (
     reference_solution,
     sample_problems,
 )
-from trl_prl.demo.arithmetic_prover import ERROR_OFFSETS, ArithmeticProcessReward, continue_solution
 from trl_prl.types import ProcessReward
 
 

@@ -23,11 +23,11 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .tokenizers import character_tokenizer
+from trl_prl.demo.tokenizers import character_tokenizer
 
 
 if TYPE_CHECKING:
@@ -198,25 +198,16 @@ def build_arithmetic_tokenizer() -> PreTrainedTokenizerFast:
     return character_tokenizer([_PAD, _EOS, *"0123456789+-=#\n"], eos=_EOS, pad=_PAD)
 
 
+def completion_length(num_terms: int) -> int:
+    """Room for a solution: up to four characters and a line break per running result, and the answer line."""
+    return 5 * num_terms + 2
+
+
 def arithmetic_policy_path() -> str:
-    """Folder of the base policy that ships with the package.
-
-    `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` take it as it is; so does a trainer,
-    which loads its reference model from there again.
-
-    Returns:
-        `str`: Path of the folder.
-    """
-    return str(files("trl_prl") / "demo" / "arithmetic_policy")
+    """Folder of the base policy, a model of 0.66 M parameters that `train_arithmetic_policy.py` makes."""
+    return str(Path(__file__).parent / "policy")
 
 
 def arithmetic_verifier_path() -> str:
-    """Folder of the verifier that ships with the package, trained on rollouts of the shipped base policy.
-
-    `PAVTrainer` takes it as `process_reward`. Its values are those of the base policy itself; `best_of_k=4` in the
-    config makes them those of its Best-of-4.
-
-    Returns:
-        `str`: Path of the folder.
-    """
-    return str(files("trl_prl") / "demo" / "arithmetic_verifier")
+    """Folder of a verifier trained on rollouts of that policy, with the policy's own values."""
+    return str(Path(__file__).parent / "verifier")

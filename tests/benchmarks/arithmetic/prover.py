@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from .arithmetic import _RESULT, ArithmeticProblem, parse_problem, read_answer
+from .task import _RESULT, ArithmeticProblem, parse_problem, read_answer
 
 
 if TYPE_CHECKING:
