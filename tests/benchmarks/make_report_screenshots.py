@@ -2,7 +2,7 @@
 
     python tests/benchmarks/make_report_screenshots.py --work-dir runs/report
 
-Trains GRPO, PRL and PAV on the arithmetic task with three seeds each, searches, collects and diagnoses with the
+Trains GRPO, PRL and PAV on paths with three seeds each, searches, collects and diagnoses with the
 commands of the package, writes the report and takes the screenshots in a browser without a screen. What is in the work
 folder already is used again.
 """
@@ -10,54 +10,54 @@ folder already is used again.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from arithmetic.task import arithmetic_policy_path, sample_problems
-from arithmetic.task_training import Method, train_arithmetic
 from playwright.sync_api import Page, sync_playwright
 
 from trl_prl.commands import main as cli
-from trl_prl.commands.quickstart import HYPERPARAMETERS, quiet
+from trl_prl.commands.quickstart import quiet
 from trl_prl.commands.report import write_report
+from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH, Run, train_paths
+from trl_prl.demo.path_verifier import verifier_problems
+from trl_prl.demo.paths import path_policy_path
 from trl_prl.report.run_files import is_run
 
 
-TASK = "arithmetic.task"
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
+# Learning rates and coefficients as in `docs/figures/paths.md`; fewer samples, so that an hour is enough.
+METHODS = {"GRPO": 0.0, "PRL": 0.01, "PAV": 1.0}
 
 
 def train(work_dir: Path, num_seeds: int, max_steps: int) -> None:
     """Train with each method and seed, unless that run is there."""
     quiet()
     for seed in range(num_seeds):
-        for name, learning_rate, coefficient in map(HYPERPARAMETERS.__getitem__, ("GRPO", "PRL", "PAV, exact")):
+        for name, coefficient in METHODS.items():
             folder = work_dir / f"{name}-{seed}"
             if not is_run(folder):
-                method = Method(name, learning_rate, coefficient)
-                train_arithmetic(method, seed, max_steps, output_dir=folder, num_eval_problems=8)
+                run = Run(name, 3e-4, coefficient, num_prompts=16, max_steps=max_steps, seed=seed)
+                train_paths(run, path_policy_path(), "tuning", evaluate_every=max_steps, output_dir=folder)
                 print(f"trained {folder}", flush=True)
 
 
 def use_commands(work_dir: Path, num_problems: int) -> None:
     """Search, collect and diagnose with the base policy, unless the results are there."""
     problems = work_dir / "problems.jsonl"
-    rows = [{"prompt": p.prompt, "answer": p.answer} for p in sample_problems("tuning", num_problems, seed=1)]
-    problems.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    common = ["--model", arithmetic_policy_path(), "--dataset", str(problems)]
-    common += ["--reward", f"{TASK}:arithmetic_reward", "--max-completion-length", "42", "--check-timeout", "0"]
-    answer = ["--answer", f"{TASK}:read_answer", "--plot", "none", "--n", "1", "2", "4", "8"]
-    beam = ["--process-reward", f"{TASK}_prover:ArithmeticProcessReward", "--save-trees", str(num_problems)]
+    verifier_problems("tuning", num_problems, seed=1).to_json(problems)
+    common = ["--model", path_policy_path(), "--dataset", str(problems), "--check_timeout", "0"]
+    common += ["--reward", "trl_prl.demo.paths:path_reward", "--max_completion_length", str(MAX_COMPLETION_LENGTH)]
+    sizes = ["--plot", "none", "--n", "1", "2", "4", "8", "--save_trees", str(num_problems)]
+    exact = ["--process_reward", "trl_prl.demo.path_prover:PathProcessReward"]
     jobs = {
-        "beam/search.json": ["search", *common, *answer, "--method", "beam", *beam],
-        "vote/search.json": ["search", *common, *answer, "--method", "majority_vote"],
-        "values/data/train.parquet": ["collect", *common, "--n-cov", "3", "--n-mc", "16", "--n-branch", "2"],
+        "beam/search.json": ["search", *common, *sizes, "--method", "beam", *exact],
+        "best/search.json": ["search", *common, *sizes, "--method", "best_of_n", *exact],
+        "values/data/train.parquet": ["collect", *common, "--n_cov", "3", "--n_mc", "16", "--n_branch", "2"],
     }
     for output, words in jobs.items():
         path = work_dir / output
-        if not path.exists() and cli.main([*words, "--output-dir", str(work_dir / Path(output).parts[0])]) != 0:
+        if not path.exists() and cli.main([*words, "--output_dir", str(work_dir / Path(output).parts[0])]) != 0:
             raise SystemExit(f"{words[0]} failed, so there is nothing to show of it")
     diagnosis = work_dir / "diagnosis.json"
     if not diagnosis.exists():
@@ -111,7 +111,7 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     train(args.work_dir, args.seeds, args.max_steps)
     use_commands(args.work_dir, args.problems)
-    (report,) = write_report([args.work_dir], args.work_dir / "report.html", title="Arithmetic: GRPO, PRL and PAV")
+    (report,) = write_report([args.work_dir], args.work_dir / "report.html", title="Paths: GRPO, PRL and PAV")
     take_screenshots(report.resolve(), args.figures)
     print(f"{report}: {report.stat().st_size / 1e6:.1f} MB; pictures in {args.figures}")
 
