@@ -20,7 +20,7 @@ from trl_prl.commands import main as cli
 from trl_prl.commands.quickstart import quiet
 from trl_prl.commands.report import write_report
 from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH, Run, train_paths
-from trl_prl.demo.path_verifier import verifier_problems
+from trl_prl.demo.path_values import verifier_problems
 from trl_prl.demo.paths import path_policy_path
 from trl_prl.report.run_files import is_run
 
@@ -38,7 +38,9 @@ def train(work_dir: Path, num_seeds: int, max_steps: int) -> None:
             folder = work_dir / f"{name}-{seed}"
             if not is_run(folder):
                 run = Run(name, 3e-4, coefficient, num_prompts=16, max_steps=max_steps, seed=seed)
-                train_paths(run, path_policy_path(), "tuning", evaluate_every=max_steps, output_dir=folder)
+                train_paths(
+                    run, path_policy_path(), "tuning", evaluate_every=max_steps, output_dir=folder, num_eval_problems=8
+                )
                 print(f"trained {folder}", flush=True)
 
 

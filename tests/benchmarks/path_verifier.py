@@ -23,7 +23,7 @@ from common import Results, machine_text, table
 from datasets import Dataset
 
 from trl_prl.collection.output import best_of_k_row
-from trl_prl.demo.path_verifier import (
+from trl_prl.demo.path_values import (
     PathExam,
     collect_path_values,
     judge,

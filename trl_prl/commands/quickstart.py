@@ -23,24 +23,15 @@ from trl_prl.storage.files import write_text
 from .report import how_to_open, write_report
 
 
-# Method, learning rate and beta or alpha, each row chosen by itself on the tuning split: `arithmetic.py` and
-# `pav_pipeline.py` in `tests/benchmarks`.
-LEARNED = "PAV, learned"
-HYPERPARAMETERS = {
-    "GRPO": ("GRPO", 5e-5, 0.0),
-    "PRL": ("PRL", 5e-5, 0.005),
-    "PAV, exact": ("PAV", 1e-4, 5.0),
-    LEARNED: ("PAV", 5e-5, 1.5),
+# The searches of part 2: name in the table, method, what scores, and size. A beam of 4 samples as much as 10 walks.
+EXACT = "trl_prl.demo.path_prover:PathProcessReward"
+LEARNED = ""  # the shipped verifier, found at run time
+SEARCHES = {
+    "best of 10, learned verifier": ("best_of_n", LEARNED, 10),
+    "beam of 4, learned verifier": ("beam", LEARNED, 4),
+    "beam of 4, exact values": ("beam", EXACT, 4),
 }
-# Of the 16 problems of the runs' evaluations, the report shows completions at several checkpoints.
-NUM_EVAL_PROBLEMS = 16
-# Score: its name in the table and in the figure.
-COLUMNS = {
-    "main/avg@8": "avg@8, 4 terms",
-    "main/pass@8": "pass@8, 4 terms",
-    "long/avg@8": "avg@8, 8 terms",
-    "long/pass@8": "pass@8, 8 terms",
-}
+SCORES = {"auroc": "right against wrong steps", "spearman": "rank of values", "rmse": "error of values"}
 
 
 @dataclass(frozen=True)
@@ -54,11 +45,10 @@ class Options:
     output_dir: str = option("quickstart-out", "folder of plots and results")
     seed: int = option(0, "seed of both parts")
     planted_steps: int = option(100, "optimizer steps of each run of part 1")
-    arithmetic_steps: int = option(150, "optimizer steps of each run of part 2")
-    problems: int = option(128, "held-out problems per length in part 2")
+    problems: int = option(64, "held-out problems in part 2")
 
     def __post_init__(self) -> None:
-        for name in ("planted_steps", "arithmetic_steps", "problems"):
+        for name in ("planted_steps", "problems"):
             if (number := getattr(self, name)) < 1:
                 raise ValueError(f"--{name} is {number}, which leaves nothing to run. Pass a positive number.")
 
@@ -81,35 +71,37 @@ def run(options: Options) -> int:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
+    for name in ("runs", "searches"):  # of an earlier quickstart
+        shutil.rmtree(folder / name, ignore_errors=True)
     with Progress(*columns, console=console) as progress:
-        planted = run_planted(progress, options.seed, options.planted_steps)
-        runs_dir = folder / "runs"
-        arithmetic = run_arithmetic(progress, options.seed, options.arithmetic_steps, options.problems, runs_dir)
-    draw(planted, arithmetic, folder)
-    results = {"seed": options.seed, "planted": planted, "arithmetic": arithmetic}
+        planted = run_planted(progress, options.seed, options.planted_steps, folder / "runs")
+        judged = run_judging(progress, options.problems)
+        searched = run_searches(progress, options.seed, options.problems, folder / "searches")
+    draw(planted, searched, folder)
+    results = {"seed": options.seed, "planted": planted, "verifier": judged, "search": searched}
     write_text(folder / "results.json", json.dumps(results, indent=1))
     console.print(planted_table(planted))
-    console.print(arithmetic_table(arithmetic))
-    console.print("avg@8: share of right answers; pass@8: share of problems with a right one among 8 samples.\n")
+    console.print(judged_table(judged))
+    console.print(search_table(searched))
     report = folder / "report.html"
     write_report([folder], report, title="trl-prl quickstart")
-    console.print(f"Plots and numbers: {folder}/planted.png, arithmetic.png, results.json", soft_wrap=True)
+    console.print(f"Plots and numbers: {folder}/planted.png, search.png, results.json", soft_wrap=True)
     console.print(f"Every sampled step, coloured by its credit: {how_to_open(report)}", soft_wrap=True)
-    console.print("\n".join(("", *learned(planted, arithmetic))), soft_wrap=True)
+    console.print("\n".join(("", *learned(planted, searched))), soft_wrap=True)
     return 0
 
 
-def learned(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+def learned(planted: Mapping[str, list[float]], searched: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """What the run has shown, and what it has not, in a sentence each."""
     last = {name: 100 * sum(curve[-5:]) / len(curve[-5:]) for name, curve in planted.items()}
     rare = [share for name, share in last.items() if name.endswith("base of 10")]
-    gain = {name: result["scores"]["main/avg@8"] for name, result in arithmetic.items()}
+    best, beam, exact = (100 * searched[name]["accuracy"]["value"] for name in SEARCHES)
     return (
         f"Learned: where success is rare, credit per step reached {rare[0]:.0f} % right, and the outcome alone "
-        f"{rare[1]:.0f} %; on 4 terms GRPO went from {gain['before']:.1f} to {gain['GRPO']:.1f} %, PAV to "
-        f"{gain['PAV, exact']:.1f} %.",
-        "Not learned: whether that holds beyond one seed, two toy tasks and exact step values; docs/experiments "
-        "has seeds, spread and losses.",
+        f"{rare[1]:.0f} %; on far paths a verifier learned from rollouts finds {beam:.0f} % step by step and "
+        f"{best:.0f} % as a judge of whole walks, where exact values find {exact:.0f} %.",
+        "Not learned: whether that holds beyond one seed and two toy tasks, nor what the verifier cost; "
+        "docs/experiments has seeds, spread, cost and losses.",
     )
 
 
@@ -130,8 +122,8 @@ def say(progress: Progress, text: str) -> None:
         progress.console.print(text)
 
 
-def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list[float]]:
-    """Part 1: accuracy per optimizer step with and without progress, from two base policies."""
+def run_planted(progress: Progress, seed: int, max_steps: int, runs_dir: Path) -> dict[str, list[float]]:
+    """Part 1: accuracy per optimizer step with and without progress, from two base policies; the runs are recorded."""
     from trl_prl.demo.planted_training import train_planted
 
     curves = {}
@@ -143,7 +135,10 @@ def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list
             def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
                 progress.update(task, completed=step, note=f"{100 * metrics['reward']:.0f} % right")
 
-            run = train_planted(seed, alpha, max_steps=max_steps, base_iterations=base_iterations, on_step=on_step)
+            run = train_planted(
+                seed, alpha, max_steps=max_steps, base_iterations=base_iterations, on_step=on_step,
+                output_dir=runs_dir / name.replace(", ", "-").replace(" ", "_"),
+            )  # fmt: skip
             curves[name] = run.accuracies
             say(
                 progress,
@@ -152,42 +147,52 @@ def run_planted(progress: Progress, seed: int, max_steps: int) -> dict[str, list
     return curves
 
 
-def run_arithmetic(
-    progress: Progress, seed: int, max_steps: int, num_problems: int, runs_dir: Path
-) -> dict[str, dict[str, Any]]:
-    """Part 2: avg@8 and pass@8 before and after training with each method, and accuracy per optimizer step.
+def run_judging(progress: Progress, num_problems: int) -> dict[str, dict[str, float]]:
+    """Part 2: how well the shipped verifier knows steps and prefixes of held-out solutions, beside exact values."""
+    from trl_prl.demo.path_prover import PathProcessReward
+    from trl_prl.demo.path_values import judge, path_exam, path_generator
+    from trl_prl.demo.paths import path_verifier_path
+    from trl_prl.verifier.model import ProcessAdvantageVerifier
 
-    The records of the runs go to folders in `runs_dir`; those of an earlier quickstart are removed.
-    """
-    from trl_prl.demo.arithmetic import arithmetic_verifier_path
-    from trl_prl.demo.arithmetic_training import Method, evaluate_arithmetic, load_arithmetic_policy, train_arithmetic
-
-    shutil.rmtree(runs_dir, ignore_errors=True)
-
-    def evaluate(name: str, model: Any) -> dict[str, float]:
-        task = progress.add_task(f"2 arithmetic: test {name}", total=2 * 8 * num_problems, note="samples")
-        return evaluate_arithmetic(model, "test", num_problems, seed, lambda n: progress.advance(task, n))
-
-    results: dict[str, dict[str, Any]] = {
-        "before": {"scores": evaluate("base policy", load_arithmetic_policy()), "curve": []}
+    task = progress.add_task("2 paths: judge the verifier", total=3, note="")
+    exam = path_exam(path_generator(), 4 * num_problems, num_prefixes=2 * num_problems, num_rollouts=64)
+    progress.advance(task)
+    scorers = {
+        "learned verifier": ProcessAdvantageVerifier.from_pretrained(path_verifier_path()),
+        "exact values": PathProcessReward(),
     }
-    for name, (method_name, learning_rate, coefficient) in HYPERPARAMETERS.items():
-        verifier: dict[str, Any] = (
-            {"process_reward": arithmetic_verifier_path(), "best_of_k": 4} if name == LEARNED else {}
-        )
-        method = Method(method_name, learning_rate, coefficient, **verifier)
-        task = progress.add_task(f"2 arithmetic: train {name}", total=max_steps, note="")
+    judged = {}
+    for name, scorer in scorers.items():
+        judged[name] = judge(scorer, exam)
+        progress.advance(task)
+    return judged
 
-        def on_step(step: int, metrics: Mapping[str, float], task: Any = task) -> None:
-            progress.update(task, completed=step, note=f"{100 * metrics['reward']:.0f} % right")
 
-        folder = runs_dir / name.lower().replace(", ", "-")
-        model, logs = train_arithmetic(
-            method, seed, max_steps, on_step, output_dir=folder, num_eval_problems=NUM_EVAL_PROBLEMS
-        )
-        results[name] = {"scores": evaluate(name, model), "curve": [entry["reward"] for entry in logs]}
-        say(progress, f"2 arithmetic: {name} trained for {max_steps} optimizer steps and tested")
-    return results
+def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """Part 2: accuracy and tokens per problem of each search on far paths, as `trl-prl search` finds them."""
+    from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH
+    from trl_prl.demo.paths import FAR, path_dataset, path_policy_path, path_verifier_path
+    from trl_prl.search.config import SearchConfig
+    from trl_prl.search.job import run_search
+
+    problems, found = path_dataset("test", num_problems, seed, FAR), {}
+    for name, (method, scorer, size) in SEARCHES.items():
+        config = SearchConfig(
+            model=path_policy_path(), dataset="trl_prl.demo.paths", reward="trl_prl.demo.paths:path_reward",
+            output_dir=str(folder / name.replace(", ", "-").replace(" ", "_")), method=method, n=[size], plot="none",
+            process_reward=scorer or path_verifier_path(), max_completion_length=MAX_COMPLETION_LENGTH, seed=seed,
+            check_timeout=0, save_trees=8, problems_per_unit=16,
+        )  # fmt: skip
+        task = progress.add_task(f"2 paths: {name}", total=num_problems, note="problems")
+
+        def on_progress(state: Any, task: Any = task) -> None:
+            progress.update(task, completed=state.num_done)
+
+        path = run_search(config, problems, on_progress=on_progress)
+        assert path is not None  # one process does all
+        (found[name],) = json.loads(path.read_text(encoding="utf-8"))["curve"]
+        say(progress, f"2 paths: {name}: {num_problems} problems searched")
+    return found
 
 
 def planted_table(curves: Mapping[str, list[float]]) -> Table:
@@ -205,19 +210,31 @@ def planted_table(curves: Mapping[str, list[float]]) -> Table:
     return table
 
 
-def arithmetic_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What part 2 came to."""
-    table = Table(title="2. Arithmetic in text, held-out problems, %; equal numbers of samples", box=SIMPLE_HEAD)
-    table.add_column("policy")
-    for title in COLUMNS.values():
+def judged_table(judged: Mapping[str, Mapping[str, float]]) -> Table:
+    """What the verifier knows."""
+    table = Table(title="2. Paths in a graph, held-out problems: who knows a good step?", box=SIMPLE_HEAD)
+    table.add_column("values")
+    for title in SCORES.values():
         table.add_column(title, justify="right")
-    for name, result in results.items():
-        table.add_row(name, *(f"{result['scores'][column]:.1f}" for column in COLUMNS))
+    for name, scores in judged.items():
+        table.add_row(name, *(f"{scores[score]:.2f}" for score in SCORES))
     return table
 
 
-def draw(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping[str, Any]], output_dir: Path) -> None:
-    """Write `planted.png` and `arithmetic.png`."""
+def search_table(searched: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What searching with it finds."""
+    table = Table(title="2. Far paths, held-out problems: searching with it", box=SIMPLE_HEAD)
+    table.add_column("search")
+    table.add_column("right", justify="right")
+    table.add_column("tokens per problem", justify="right")
+    for name, point in searched.items():
+        tokens = f"{point['generated_tokens_per_problem']:.0f}"
+        table.add_row(name, f"{100 * point['accuracy']['value']:.0f} %", tokens)
+    return table
+
+
+def draw(planted: Mapping[str, list[float]], searched: Mapping[str, Mapping[str, Any]], output_dir: Path) -> None:
+    """Write `planted.png` and `search.png`."""
     from trl_prl.report.plots import draw_bars, draw_curves, new_figure, save
 
     figure, (axis,) = new_figure(1, width=6)
@@ -225,15 +242,8 @@ def draw(planted: Mapping[str, list[float]], arithmetic: Mapping[str, Mapping[st
     axis.set(title="Planted sub-sequence", xlabel="optimizer step", ylabel="accuracy, %", ylim=(-2, 102))
     save(figure, output_dir / "planted.png")
 
-    figure, (left, right) = new_figure(2, width=6)
-    curves = {name: [[100 * v for v in result["curve"]]] for name, result in arithmetic.items() if result["curve"]}
-    draw_curves(left, curves, window=20)
-    left.set(
-        title="Arithmetic: training, half of the problems long",
-        xlabel="optimizer step",
-        ylabel="accuracy of rollouts, %",
-    )
-    scores = {name: [result["scores"][column] for column in COLUMNS] for name, result in arithmetic.items()}
-    draw_bars(right, list(COLUMNS.values()), scores)
-    right.set(title="Held-out problems before and after")
-    save(figure, output_dir / "arithmetic.png")
+    figure, (axis,) = new_figure(1, width=6)
+    scores = {name: [100 * point["accuracy"]["value"]] for name, point in searched.items()}
+    draw_bars(axis, ["far paths"], scores)
+    axis.set(title="Searching with a learned verifier", ylabel="right, %")
+    save(figure, output_dir / "search.png")

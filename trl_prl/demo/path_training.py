@@ -211,6 +211,7 @@ def train_paths(
     evaluate_every: int = 50,
     on_step: OnStep | None = None,
     output_dir: Path | None = None,
+    num_eval_problems: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """Train a policy on paths, and evaluate it along the way.
@@ -230,6 +231,9 @@ def train_paths(
             Called with every optimizer step's number and metrics.
         output_dir (`Path`, *optional*):
             Folder to leave the record of the run in.
+        num_eval_problems (`int`, *optional*, defaults to `0`):
+            Problems that the trainer itself evaluates on five times, so that the record of the run has the same
+            prompts again and again. It moves the random numbers of the rollouts.
         callbacks (`Sequence[TrainerCallback]`, *optional*):
             Further callbacks of the trainer.
 
@@ -240,6 +244,10 @@ def train_paths(
     trainer_class, config_class, fields, arguments = _kind_of(run)
     tokenizer = AutoTokenizer.from_pretrained(policy)
     evaluations = _Evaluate(tokenizer, split, evaluate_every)
+    if num_eval_problems:
+        fields |= {"eval_strategy": "steps", "eval_steps": max(1, run.max_steps // 5), "eval_on_start": True}
+        fields["per_device_eval_batch_size"] = fields["per_device_train_batch_size"]
+        arguments["eval_dataset"] = training_problems(num_eval_problems, seed=0, split="tuning")
     with tempfile.TemporaryDirectory() as temporary_dir:
         args = config_class(
             **cpu_fields(str(output_dir or temporary_dir)),

@@ -229,3 +229,8 @@ def build_path_tokenizer() -> PreTrainedTokenizerFast:
 def path_policy_path() -> str:
     """Folder of the base policy that ships with the package; it imitates walks of which a tenth are shortest."""
     return str(files("trl_prl") / "demo" / "path_policy")
+
+
+def path_verifier_path() -> str:
+    """Folder of a verifier of that policy's values that ships with the package, learned from its rollouts."""
+    return str(files("trl_prl") / "demo" / "path_verifier")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def train_planted(
     base_iterations: int = 50,
     stop_at: float | None = None,
     on_step: OnStep | None = None,
+    output_dir: Path | None = None,
 ) -> PlantedRun:
     """Train on the didactic task of the PAV paper: effective reward (`alpha > 0`) or outcome only (`alpha = 0`).
 
@@ -77,13 +79,15 @@ def train_planted(
             End the run once the accuracy, averaged over [`WINDOW`] optimizer steps, has reached this.
         on_step (`Callable`, *optional*):
             Called with every optimizer step's number and metrics.
+        output_dir (`Path`, *optional*):
+            Folder to leave the record of the run in, for `trl-prl report`.
 
     Returns:
         [`PlantedRun`]: Accuracy per optimizer step and the trained policy.
     """
-    with tempfile.TemporaryDirectory() as output_dir:
+    with tempfile.TemporaryDirectory() as temporary_dir:
         args = PAVConfig(
-            **cpu_fields(output_dir),
+            **cpu_fields(str(output_dir or temporary_dir)),
             **_PAPER_FIELDS,
             max_steps=max_steps,
             seed=seed,
