@@ -155,13 +155,6 @@ def write_results(folder: Path) -> Path:
         | {"recommendation": {"prover": "base", "k": 4, "alpha": [0.5, 4.0]}, "by_difficulty": []},
         "evaluation": {"kind": "evaluation", "models": {"base": {"metrics": metrics}, "tuned": {"metrics": metrics}}}
         | {"comparisons": [{"metric": "avg@4", "first": "base", "second": "tuned", "difference": 0.0}]},
-        "results": {"seed": 0, "planted": {"with": [0.1, 0.9]}}
-        | {
-            "arithmetic": {
-                "before": {"scores": {"main/avg@8": 22.5}, "curve": []},
-                "PAV": {"scores": {}, "curve": [0.1]},
-            }
-        },
         "unknown": {"kind": "something else", "numbers": [1, 2]},
         "not_a_result": {"model_type": "llama"},
     }

@@ -18,9 +18,8 @@ import json
 import math
 from typing import Any
 
-from arithmetic.prover import ArithmeticProcessReward
-from arithmetic.task import arithmetic_reward
-
+from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
+from tests.benchmarks.arithmetic.task import arithmetic_reward
 from tests.benchmarks.common import machine, table
 from tests.provers import ArithmeticProver, arithmetic_problems, root_mean_square
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arithmetic.task import arithmetic_policy_path, sample_problems
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.benchmarks.common import machine, table
 from trl_prl.collection.config import CollectConfig
 from trl_prl.collection.job import CollectWorker
@@ -56,7 +56,7 @@ def main() -> None:
         model=arithmetic_policy_path(),
         dataset=str(folder / "prompts.jsonl"),
         output_dir=str(folder / "values"),
-        reward="arithmetic.task:arithmetic_reward",
+        reward="tests.benchmarks.arithmetic.task:arithmetic_reward",
         max_completion_length=40,
         n_cov=4,
         n_mc=16,

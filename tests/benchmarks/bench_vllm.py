@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from arithmetic.task import arithmetic_policy_path, sample_problems
 from transformers import AutoConfig
 
+from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.benchmarks.common import machine, table
 from tests.vllm_runs import vllm_generator
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/path_verifier.py --work runs/path_verifier --output docs/figures/path_verifier.json
 
-Each strategy says whose rollouts value how many prefixes how often; all draw about the same number of rollouts, 64
-for each problem and step. Verifiers start from the policy's weights, or from scratch, and learn from a fourth, a half
-or all of the problems. They are judged on solutions of the base policy to held-out problems: whether progress tells a
-step towards the goal from one that leads away or is impossible (AUROC), and how well values rank prefixes by the
-success of 256 further rollouts of the base policy (Spearman, over prefixes that can still succeed). Everything that is
-finished is kept, and `--strategies` lets several processes share the work.
+Each strategy says whose rollouts value the prefixes of how many solutions how often; all but the one with fewer
+problems draw about the same number of rollouts. Verifiers start from the policy's weights, or from scratch. They are
+judged on solutions of the base policy to held-out problems: whether progress tells a step towards the goal from one
+that leads away or is impossible (AUROC), and how well values rank prefixes by the success of 256 further rollouts of
+the base policy (Spearman, over prefixes that can still succeed). Everything that is finished is kept, and
+`--strategies` lets several processes share the work.
 """
 
 from __future__ import annotations
@@ -36,47 +36,45 @@ from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 @dataclass(frozen=True)
 class Strategy:
-    """Whose rollouts, of how many solutions, how many from every prefix."""
+    """Whose rollouts, for how many problems, of how many solutions, how many from every prefix."""
 
     n_cov: int
     n_mc: int
     temperature: float = 1.0
     best_of_k: int = 1
     from_scratch: bool = False
-    share: float = 1.0
+    problems: int = 1115  # all of the train split
+    steps: int = 2000
 
     @property
     def collection(self) -> str:
-        return f"cov{self.n_cov}-mc{self.n_mc}-t{self.temperature:g}"
+        return f"{self.problems}x{self.n_cov}x{self.n_mc}-t{self.temperature:g}"
 
     @property
     def name(self) -> str:
         start = "scratch" if self.from_scratch else "policy"
-        return f"{self.collection}-k{self.best_of_k}-{start}-{self.share:g}"
+        return f"{self.collection}-k{self.best_of_k}-{start}-{self.steps}"
 
 
 STRATEGIES = (
-    Strategy(4, 16, share=0.25),
-    Strategy(4, 16, share=0.5),
-    Strategy(4, 16),
-    Strategy(4, 16, best_of_k=4),
-    Strategy(4, 16, from_scratch=True),
-    Strategy(16, 4),
-    Strategy(1, 64),
-    Strategy(4, 16, temperature=0.5),
+    Strategy(8, 2, temperature=0.3),
+    Strategy(8, 2),
+    Strategy(8, 2, temperature=0.3, steps=500),
+    Strategy(1, 16, temperature=0.3),
+    Strategy(8, 2, best_of_k=4),
+    Strategy(32, 2, temperature=0.3, problems=279),
+    Strategy(8, 2, temperature=0.3, from_scratch=True),
 )
 
 
 def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> ProcessAdvantageVerifier:
-    """The verifier of a strategy, from its share of the problems and for its prover."""
+    """The verifier of a strategy, for its prover."""
     if strategy.best_of_k > 1:
         rows = rows.map(lambda row: best_of_k_row(row, strategy.best_of_k, "unbiased"), features=rows.features)
-    names = sorted(set(rows["row"]))
-    last = names[int(len(names) * strategy.share) - 1]
     return train_path_verifier(
-        rows.filter(lambda row: row["row"] <= last),
+        rows,
         args.work / "verifiers" / strategy.name,
-        max_steps=args.steps,
+        max_steps=strategy.steps,
         from_scratch=strategy.from_scratch,
         prover=strategy.name,
         seed=args.seed,
@@ -96,13 +94,13 @@ def show(args: argparse.Namespace) -> None:
         rows.append(
             [
                 f"Best-of-{strategy.best_of_k} of {prover}" if strategy.best_of_k > 1 else prover,
-                f"{strategy.n_cov} x {strategy.n_mc}",
-                "scratch" if strategy.from_scratch else "policy",
-                f"{strategy.share * cost['num_sampled_tokens'] / 1e6:.2f}",
+                f"{strategy.problems} x {strategy.n_cov} x {strategy.n_mc}",
+                f"{'scratch' if strategy.from_scratch else 'policy'}, {strategy.steps} steps",
+                f"{cost['num_sampled_tokens'] / 1e6:.2f}",
                 *(f"{quality[name]:.3f}" for name in ("auroc", "spearman", "rmse")),
             ]
         )
-    header = ["prover", "solutions x rollouts", "from", "M tokens", "AUROC", "Spearman", "RMSE"]
+    header = ["prover", "problems x solutions x rollouts", "trained from", "M tokens", "AUROC", "Spearman", "RMSE"]
     text = f"{table(header, rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
     args.output.write_text(json.dumps(found, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(text)
@@ -114,8 +112,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/path_verifier"))
     parser.add_argument("--output", type=Path, default=Path("docs/figures/path_verifier.json"))
     parser.add_argument("--strategies", type=int, nargs="*", help="numbers of those to try; all by default")
-    parser.add_argument("--problems", type=int, default=512, help="problems of a collection")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of a verifier")
     parser.add_argument("--exam_problems", type=int, default=400, help="held-out problems")
     parser.add_argument("--exam_prefixes", type=int, default=300, help="prefixes valued by 256 rollouts")
     parser.add_argument("--seed", type=int, default=0)
@@ -130,7 +126,7 @@ def main() -> None:
         if "quality" in results.data:
             continue
         rows, cost = collect_path_values(
-            args.work / strategy.collection, args.problems, n_cov=strategy.n_cov, n_mc=strategy.n_mc,
+            args.work / strategy.collection, strategy.problems, n_cov=strategy.n_cov, n_mc=strategy.n_mc,
             temperature=strategy.temperature, seed=args.seed,
             on_progress=lambda progress, strategy=strategy: print(f"{strategy.collection}: {progress}", flush=True),
         )  # fmt: skip

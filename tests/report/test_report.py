@@ -94,11 +94,6 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     ]
     assert payload_of(tmp_path / "beam" / "search.json")["searches"][1]["problems"] == problems["problems"]
     assert [node["status"] for node in problems["problems"][0]["nodes"]] == ["root", "kept", "pruned", "finished"]
-    assert [figure["title"].split(":")[0] for figure in found["figures"]] == [
-        "Planted sub-sequence",
-        "Arithmetic",
-        "Arithmetic",
-    ]
     assert [other["label"].endswith("unknown.json") for other in found["others"]] == [True]
     assert not any("not_a_result" in source["label"] for source in found["sources"])
 

@@ -141,7 +141,7 @@ def train_path_verifier(
     del fields["temperature"]
     config = PAVRewardConfig(
         **{**fields, "logging_steps": 10}, per_device_train_batch_size=64, per_device_eval_batch_size=256,
-        max_steps=max_steps, learning_rate=1e-3 if from_scratch else 5e-4, lr_scheduler_type="cosine",
+        max_steps=max_steps, learning_rate=1e-3 if from_scratch else 7e-4, lr_scheduler_type="cosine",
         warmup_steps=20, balance_classes=False, max_length=64, prover=prover, seed=seed,
     )  # fmt: skip
     trainer = PAVRewardTrainer(model, config, train_dataset=fit, eval_dataset=held_out, processing_class=tokenizer)

@@ -1,11 +1,10 @@
-"""Curves for the report: the metrics of training runs, what is healthy, and the figures of the quickstart."""
+"""Curves for the report: the metrics of training runs, and what is healthy."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from .limits import MAX_CURVE_POINTS, evenly
 from .run_files import RecordedRun
@@ -72,41 +71,3 @@ def curves(run: RecordedRun) -> dict[str, dict[str, list[list[float]]]]:
         }
         for split, metrics in found.items()
     }
-
-
-def quickstart_figures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Curves and the table of `trl-prl quickstart`."""
-    planted = data["planted"] if isinstance(data["planted"], Mapping) else {}
-    arithmetic = data["arithmetic"] if isinstance(data["arithmetic"], Mapping) else {}
-
-    def line(name: str, curve: Sequence[float]) -> dict[str, Any]:
-        return {"label": name, "x": list(range(1, len(curve) + 1)), "mean": list(curve)}
-
-    columns = list(dict.fromkeys(name for row in arithmetic.values() for name in row.get("scores", {})))
-    learned = {name: row["curve"] for name, row in arithmetic.items() if row.get("curve")}
-    return [
-        {
-            "title": "Planted sub-sequence: accuracy in training",
-            "hint": "mean over 5 optimizer steps",
-            "window": 5,
-            "percent": True,
-            "x_name": "optimizer step",
-            "lines": [line(name, curve) for name, curve in planted.items()],
-        },
-        {
-            "title": "Arithmetic: accuracy in training",
-            "hint": "mean over 20 optimizer steps, half of the problems long",
-            "window": 20,
-            "percent": True,
-            "x_name": "optimizer step",
-            "lines": [line(name, curve) for name, curve in learned.items()],
-        },
-        {
-            "title": "Arithmetic: held-out problems",
-            "hint": "percent, before training and after training with each method",
-            "columns": ["policy", *columns],
-            "rows": [
-                [name, *(row.get("scores", {}).get(column) for column in columns)] for name, row in arithmetic.items()
-            ],
-        },
-    ]

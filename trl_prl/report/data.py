@@ -11,7 +11,7 @@ from typing import Any
 
 from trl_prl.storage.row_values import json_value
 
-from .curves import HEALTHY, METRIC_INFO, curves, quickstart_figures
+from .curves import HEALTHY, METRIC_INFO, curves
 from .files import (
     as_prompt,
     diagnosis_result,
@@ -58,7 +58,6 @@ class ReportData:
     verifiers: list[dict[str, Any]] = field(default_factory=list)
     diagnoses: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    figures: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -147,9 +146,6 @@ class ReportData:
         elif kind == "search":
             self._add_search(path, data)
             self._add_beside(path, data, asked_for)
-        elif isinstance(data, Mapping) and {"planted", "arithmetic"} <= data.keys():
-            self.figures += quickstart_figures(data)
-            self._source(path, "quickstart", f"seed {data.get('seed')}")
         elif (kind is not None or asked_for) and len(self.others) < MAX_OTHERS:
             self.others.append(other_result(data, str(path)))
             self._source(path, f"results of kind {kind}" if kind else "JSON")
@@ -225,7 +221,6 @@ class ReportData:
             "verifiers": self.verifiers,
             "diagnoses": self.diagnoses,
             "evaluations": self.evaluations,
-            "figures": self.figures,
             "others": self.others,
         }
         cleaned: dict[str, Any] = json_value(payload)
@@ -234,7 +229,7 @@ class ReportData:
     def _check_content(self, completions: list[dict[str, Any]]) -> None:
         """Refuse to make a page of nothing, such as of a run that has logged nothing yet."""
         shown = [*(run.metrics for run, _ in self.recorded), completions]
-        shown += [self.searches, self.verifiers, self.diagnoses, self.evaluations, self.figures, self.others]
+        shown += [self.searches, self.verifiers, self.diagnoses, self.evaluations, self.others]
         if not any(shown):
             raise ValueError(
                 f"{', '.join(source['label'] for source in self.sources)}: what was read has no log entry, no "

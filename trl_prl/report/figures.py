@@ -34,7 +34,7 @@ def write_figures(payload: Payload, folder: Path, formats: Sequence[str]) -> lis
         `ImportError`: if matplotlib is not installed.
         `ValueError`: if there is nothing to draw.
     """
-    figures = [*training_figures(payload), *file_figures(payload), *verifier_figures(payload)]
+    figures = [*training_figures(payload), *verifier_figures(payload)]
     figures += [*prover_figures(payload), *evaluation_figures(payload), *search_figures(payload)]
     if not figures:
         raise ValueError(
@@ -108,20 +108,6 @@ def training_figures(payload: Payload) -> Iterable[Figure]:
                 draw_line(axis, index, label, x, middle, (low, high) if len(series) > 1 else None)
             axis.legend(frameon=False, fontsize=8)
             yield f"{split}-{metric}", figure
-
-
-def file_figures(payload: Payload) -> Iterable[Figure]:
-    """Curves that files bring along, such as those of the quickstart."""
-    for found in payload["figures"]:
-        if "lines" not in found:
-            continue
-        scale = 100.0 if found.get("percent") else 1.0
-        figure, axis = one_panel(found["title"], found.get("x_name", ""), "%" if found.get("percent") else "")
-        for index, line in enumerate(found["lines"]):
-            values = scale * moving_average(line["mean"], found.get("window", 1))
-            draw_line(axis, index, line["label"], line["x"], values)
-        axis.legend(frameon=False, fontsize=8)
-        yield found["title"], figure
 
 
 def verifier_figures(payload: Payload) -> Iterable[Figure]:

@@ -76,7 +76,6 @@ SECTIONS.overview = {
       h("div", { class: "tiles" }, tiles.map(([count, label]) => h("div", { class: "tile" }, h("b", null, integer.format(count)), h("span", null, count === 1 ? label.replace(/(ions?|runs|problems|diagnoses)$/, (word) => ({ runs: "run", problems: "problem", diagnoses: "diagnosis" })[word] || word.replace(/s$/, "")) : label)))),
       DATA.groups.length ? h("div", { class: "card" }, h("h2", null, "Runs"), runTable()) : null,
       DATA.groups.length ? h("div", { class: "charts wide" }, [["reward", "train"], ["reward", "eval"]].map(([name, split]) => overviewChart(name, split))) : null,
-      DATA.figures.map(figureCard),
       h("div", { class: "card" }, h("h2", null, "What was read"), table(["source", "what it is", "contents"], DATA.sources.map((source) => [source.label, source.kind, source.note])))));
   },
 };
@@ -86,15 +85,6 @@ function overviewChart(name, split) {
   const lines = groupLines(name, split, split === "eval" ? 1 : Math.max(1, Math.round(longest / 25)));
   const hint = lines.some((line) => line.low) ? "mean over seeds, band from lowest to highest" : "";
   return lines.length ? lineChart({ title: split === "eval" ? "Evaluation reward" : "Reward in training, smoothed", hint, height: 250, sync: `overview-${split}` }, lines).figure : null;
-}
-
-// Curves and tables that a file brings along, such as those of the quickstart.
-function figureCard(figure) {
-  if (figure.lines) {
-    return h("div", { class: "charts wide" }, lineChart({ title: figure.title, hint: figure.hint, height: 250, xName: figure.x_name, format: figure.percent ? (v) => percent(v, 1) : num },
-      figure.lines.map((line, index) => ({ index, ...line, mean: smooth(line.mean, figure.window || 1) }))).figure);
-  }
-  return h("div", { class: "card" }, h("h2", null, figure.title), table(figure.columns, figure.rows.map((row) => row.map((cell) => (isNumber(cell) ? num(cell, 1) : cell ?? "–"))), figure.hint));
 }
 
 SECTIONS.training = {
