@@ -48,8 +48,11 @@ def ratio_text(slow: list[int | None], fast: list[int | None], limit: int) -> st
     return f"{bound}{spread(ratios)}"
 
 
-def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit: int) -> tuple[str, dict[str, Any]]:
+def run(
+    results: Results, seeds: range, base_iterations: tuple[int, ...], shown: tuple[int, ...], limit: int
+) -> tuple[str, dict[str, Any]]:
     curves: dict[str, Any] = {}
+    ratios: dict[str, Any] = {"success": [], "slow": [], "fast": []}
     rows = []
     for iterations in base_iterations:
         success = []
@@ -74,7 +77,11 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
                 for seed in seeds
             ]
             steps[name] = [steps_to_accuracy(accuracies, THRESHOLD) for accuracies in runs]
-            curves[f"{name}, base of {iterations}"] = runs
+            if iterations in shown:
+                curves[f"{name}, base of {iterations}"] = runs
+        ratios["success"].append(statistics.fmean(success))
+        for kind, name in (("slow", "outcome only"), ("fast", "effective reward")):
+            ratios[kind].append([step or limit for step in steps[name]])
         rows.append(
             [
                 iterations,
@@ -89,7 +96,7 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
 
     strengths: dict[str, Any] = {}
     rows = [[f"{gamma:g}"] for gamma in GAMMAS]
-    for iterations in base_iterations:
+    for iterations in shown:
         columns = []
         for gamma, row in zip(GAMMAS, rows, strict=True):
             runs = [
@@ -107,7 +114,7 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
             columns.append([step or 200 for step in reached])
             row.append(steps_text(reached, 200))
         strengths[f"base of {iterations}"] = list(map(list, zip(*columns, strict=True)))
-    header = ["gamma", *(f"base policy of {iterations} iterations" for iterations in base_iterations)]
+    header = ["gamma", *(f"base policy of {iterations} iterations" for iterations in shown)]
     text += f"(b) Optimizer steps to {100 * THRESHOLD:.0f} % accuracy by prover strength\n\n{table(header, rows)}\n"
 
     passes: dict[str, list[list[float]]] = {}
@@ -122,11 +129,11 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
     rows = [[name, *(spread([100 * run[i] for run in runs]) for i in (0, 3, 5, 7))] for name, runs in passes.items()]
     text += "(c) pass@N in % after 20 optimizer steps, 4096 samples, unbiased estimator\n\n"
     text += table(["reward", *(f"N = {SAMPLES[i]}" for i in (0, 3, 5, 7))], rows)
-    return text, {"curves": curves, "strengths": strengths, "passes": passes}
+    return text, {"curves": curves, "ratios": ratios, "strengths": strengths, "passes": passes}
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    figure, (a, b, c) = new_figure(3)
+    figure, (a, d, b, c) = new_figure(4, width=4.5)
     longest = max(len(run) for runs in figures["curves"].values() for run in runs)
     padded = {
         name: [[100 * v for v in run] + [100 * statistics.fmean(run[-5:])] * (longest - len(run)) for run in runs]
@@ -134,6 +141,17 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     }
     draw_curves(a, padded, window=5)
     a.set(title="(a) learning curves", xlabel="optimizer step", ylabel="accuracy, %", xscale="log", xlim=(5, None))
+    found = figures["ratios"]
+    success = [100 * share for share in found["success"]]
+    ratios = [
+        [s / f for s, f in zip(slow, fast, strict=True)]
+        for slow, fast in zip(found["slow"], found["fast"], strict=True)
+    ]
+    draw_curves(d, {"outcome only / effective": list(map(list, zip(*ratios, strict=True)))}, x=success)
+    d.axhline(10, color="#999999", linestyle=":", label="the paper's")
+    d.legend(frameon=False, fontsize=8)
+    d.set(title="(a) the rarer, the more", xlabel="success of the base policy, %", ylabel="ratio of optimizer steps")
+    d.set(xscale="log", yscale="log")
     draw_curves(b, figures["strengths"], x=GAMMAS)
     b.set(title="(b) prover strength", xlabel="gamma", ylabel="optimizer steps to 90 %", xscale="log")
     draw_curves(
@@ -147,14 +165,15 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--base-iterations", type=int, nargs="+", default=[50, 10])
+    parser.add_argument("--base-iterations", type=int, nargs="+", default=[60, 50, 40, 30, 20, 10])
+    parser.add_argument("--shown", type=int, nargs="+", default=[50, 10], help="base policies of the other figures")
     parser.add_argument("--limit", type=int, default=1500, help="longest run of (a), in optimizer steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("docs/figures/planted.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = Results(args.output)
-    text, figures = run(results, range(args.seeds), tuple(args.base_iterations), args.limit)
+    text, figures = run(results, range(args.seeds), tuple(args.base_iterations), tuple(args.shown), args.limit)
     text += f"\n{args.seeds} seeds, mean (lowest to highest); {machine_text(results.data['machine'])}\n"
     args.output.with_suffix(".md").write_text(text)
     draw(figures, args.output.with_suffix(".png"))
