@@ -189,7 +189,8 @@ def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path)
             progress.update(task, completed=state.num_done)
 
         path = run_search(config, problems, on_progress=on_progress)
-        assert path is not None  # one process does all
+        if path is None:
+            raise RuntimeError("The quickstart was started in several processes. Start it in one.")
         (found[name],) = json.loads(path.read_text(encoding="utf-8"))["curve"]
         say(progress, f"2 paths: {name}: {num_problems} problems searched")
     return found

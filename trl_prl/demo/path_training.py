@@ -178,7 +178,7 @@ class _Evaluate(TrainerCallback):
             self.scores[state.global_step] = evaluate_paths(model, self.tokenizer, self.split)
 
 
-def _kind_of(run: Run) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+def _kind_of(run: Run, num_eval_problems: int) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
     """Trainer and configuration of a run, fields of the one and arguments of the other."""
     reward = PathProcessReward(run.wander) if run.process_reward == "exact" else run.process_reward
     steps = {"step_splitter": "newline"}
@@ -190,7 +190,7 @@ def _kind_of(run: Run) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
         "PAV": (PAVTrainer, PAVConfig, {"beta": 0.0, "alpha": run.coefficient, **steps}, {"process_reward": reward}),
     }
     trainer_class, config_class, fields, arguments = classes[run.method]
-    shared = {
+    shared: dict[str, Any] = {
         "per_device_train_batch_size": run.num_prompts * run.num_generations,
         "num_generations": run.num_generations,
         "max_completion_length": MAX_COMPLETION_LENGTH,
@@ -199,6 +199,10 @@ def _kind_of(run: Run) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
         "lr_scheduler_type": "constant",
         "seed": run.seed,
     }
+    if num_eval_problems:
+        shared |= {"eval_strategy": "steps", "eval_steps": max(1, run.max_steps // 5), "eval_on_start": True}
+        shared["per_device_eval_batch_size"] = shared["per_device_train_batch_size"]
+        arguments["eval_dataset"] = training_problems(num_eval_problems, seed=0, split="tuning")
     given = dict(_option(item) for item in filter(None, run.options.split(",")))
     return trainer_class, config_class, {**shared, **fields, **given}, arguments
 
@@ -241,13 +245,9 @@ def train_paths(
         `tuple`: The trained policy, and the run as plain data: `curve` (accuracy of the rollouts), `entropy`, `scores`
         by optimizer step, `num_tokens` of the policy's samples.
     """
-    trainer_class, config_class, fields, arguments = _kind_of(run)
+    trainer_class, config_class, fields, arguments = _kind_of(run, num_eval_problems)
     tokenizer = AutoTokenizer.from_pretrained(policy)
     evaluations = _Evaluate(tokenizer, split, evaluate_every)
-    if num_eval_problems:
-        fields |= {"eval_strategy": "steps", "eval_steps": max(1, run.max_steps // 5), "eval_on_start": True}
-        fields["per_device_eval_batch_size"] = fields["per_device_train_batch_size"]
-        arguments["eval_dataset"] = training_problems(num_eval_problems, seed=0, split="tuning")
     with tempfile.TemporaryDirectory() as temporary_dir:
         args = config_class(
             **cpu_fields(str(output_dir or temporary_dir)),

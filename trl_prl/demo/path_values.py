@@ -93,7 +93,8 @@ def collect_path_values(
         return CollectWorker(config, dataset, Tools(config, **made))
 
     found = collect(config, dataset, make_worker, on_progress=on_progress)
-    assert found is not None  # one process does all
+    if found is None:
+        raise RuntimeError(f"Other processes have shares of {output_dir} to do. Start this in one process.")
     return load_dataset("parquet", data_files=str(found.path), split="train"), found.spending.as_dict()
 
 
