@@ -55,6 +55,11 @@ class Strategy:
         start = "scratch" if self.from_scratch else "policy"
         return f"{self.collection}-k{self.best_of_k}-{start}-{self.steps}"
 
+    @property
+    def prover(self) -> str:
+        who = "the path policy" if self.temperature == 1 else f"the path policy at temperature {self.temperature:g}"
+        return f"Best-of-{self.best_of_k} of {who}" if self.best_of_k > 1 else who
+
 
 STRATEGIES = (
     Strategy(8, 2, temperature=0.3),
@@ -76,7 +81,7 @@ def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> Proc
         args.work / "verifiers" / strategy.name,
         max_steps=strategy.steps,
         from_scratch=strategy.from_scratch,
-        prover=strategy.name,
+        prover=strategy.prover,
         seed=args.seed,
     )
 
@@ -90,10 +95,9 @@ def show(args: argparse.Namespace) -> None:
             continue
         found[strategy.name] = data
         quality, cost = data["quality"], data["cost"]
-        prover = "the policy" if strategy.temperature == 1 else f"the policy at temperature {strategy.temperature:g}"
         rows.append(
             [
-                f"Best-of-{strategy.best_of_k} of {prover}" if strategy.best_of_k > 1 else prover,
+                strategy.prover,
                 f"{strategy.problems} x {strategy.n_cov} x {strategy.n_mc}",
                 f"{'scratch' if strategy.from_scratch else 'policy'}, {strategy.steps} steps",
                 f"{cost['num_sampled_tokens'] / 1e6:.2f}",
