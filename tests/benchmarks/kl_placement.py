@@ -9,16 +9,19 @@ results, `kl_placement.md` and `kl_placement.png` beside them.
 from __future__ import annotations
 
 import argparse
-import gc
+import itertools
 import math
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from tests.benchmarks.common import Results, machine_text, spread, table
 from trl_prl.commands.quickstart import quiet
@@ -33,13 +36,8 @@ BETAS = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0)
 BASE: dict[str, Any] = {"gamma": 12.0, "num_iterations": 150, "num_layers": 1, "hidden_size": 64}
 BASE["learning_rate"] = 3e-3
 # The learning rate falls to zero, so that policies come to rest where the KL puts them and not where the noise does.
-FIELDS: dict[str, Any] = {
-    "learning_rate": 2e-3,
-    "lr_scheduler_type": "linear",
-    "step_length": 2,
-    "record_run": False,
-    "radar_window": 0,
-}
+FIELDS: dict[str, Any] = {"learning_rate": 2e-3, "lr_scheduler_type": "linear", "step_length": 2}
+FIELDS.update(record_run=False, radar_window=0)
 GROUPS = {"scale_rewards": "group", "num_generations": 8}
 PLAIN: dict[str, dict[str, Any]] = {
     "loss": {"kl_placement": "loss"},
@@ -50,8 +48,11 @@ PLAIN: dict[str, dict[str, Any]] = {
 }
 SCALED = {f"{name}, scaled": {**PLAIN[name], **GROUPS} for name in ("advantage, token", "reward")}
 ARMS = {**PLAIN, **SCALED}
+# Repeated with three times the optimizer steps and one seed: is anything still to come?
+LONG = {"advantage, token": 0.4, "reward, scaled": 0.01}
 # Rollouts are averaged over so many windows of the run, which shows whether it has come to rest.
 NUM_WINDOWS = 10
+EQUAL_KL = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 
 
 def best_success(p0: float, beta: float) -> float:
@@ -96,7 +97,7 @@ def measure(policy: Any, base: Any, num_samples: int, seed: int = 1000) -> dict[
 
 
 def train_and_measure(
-    fields: dict[str, Any], beta: float, seed: int, base: str, num_steps: int, num_samples: int
+    base: str, num_samples: int, fields: dict[str, Any], beta: float, seed: int, num_steps: int
 ) -> dict[str, Any]:
     """One run: the trained policy measured, and the mean success and KL of the rollouts in windows of the run."""
     logs: list[tuple[float, float]] = []
@@ -114,13 +115,10 @@ def train_and_measure(
         for start in range(0, len(logs), size)
     ]
     found = measure(run.model, load(base), num_samples)
-    gc.collect()
     return {**found, "windows": windows, "seconds": round(time.process_time() - started, 1)}
 
 
 def load(folder: str) -> Any:
-    from transformers import LlamaForCausalLM
-
     return LlamaForCausalLM.from_pretrained(folder).eval()
 
 
@@ -128,95 +126,98 @@ def run(results: Results, args: argparse.Namespace) -> dict[str, Any]:
     """All runs, a seed after the other, so that an interrupted script has whole seeds."""
     settings = {"steps": args.steps, "samples": args.samples, "base": BASE, "betas": list(BETAS)}
     if results.get("settings", lambda: settings) != settings:
-        raise SystemExit(
-            f"{args.output} holds runs of other settings, {results.data['settings']}. Use another --output."
-        )
+        raise SystemExit(f"{args.output} holds runs of {results.data['settings']}. Use another --output.")
     with tempfile.TemporaryDirectory() as base:
         build_base_policy(0, **BASE).save_pretrained(base)
         results.get("base", lambda: measure(load(base), load(base), 16 * args.samples))
-        for seed in range(args.seeds):
-            for beta in BETAS:
-                for name, fields in ARMS.items():
-
-                    def compute(fields: Any = fields, beta: float = beta, seed: int = seed) -> dict[str, Any]:
-                        return train_and_measure(fields, beta, seed, base, args.steps, args.samples)
-
-                    results.get(f"{name}|{beta:g}|{seed}", compute)
+        every = itertools.product(range(args.seeds), BETAS, ARMS)
+        jobs = [(f"{name}|{beta:g}|{seed}", name, beta, seed, args.steps) for seed, beta, name in every]
+        jobs += [(f"{name}, long|{beta:g}|0", name, beta, 0, 3 * args.steps) for name, beta in LONG.items()]
+        for key, name, *job in jobs:
+            results.get(key, partial(train_and_measure, base, args.samples, ARMS[name], *job))
     return results.data
 
 
-def runs_of(data: dict[str, Any], name: str, beta: float) -> list[dict[str, Any]]:
-    """The seeds of an arm at a beta, each with its objective, its share of the best one, and its excess KL."""
+def judged(data: dict[str, Any], name: str, beta: float) -> list[dict[str, float]]:
+    """The seeds of an arm at a beta, each compared with the optimum."""
     p0, found = data["base"]["success"], []
-    for key, one in data.items():
-        if key.rpartition("|")[0] == f"{name}|{beta:g}":
-            objective = one["success"] - beta * one["kl"]
-            late, before = (
-                statistics.fmean(success - beta * kl for success, kl in part)
-                for part in (one["windows"][-2:], one["windows"][-4:-2])
-            )
-            found.append(
-                {
-                    **one,
-                    "objective": objective,
-                    "share": objective / best_objective(p0, beta),
-                    "excess": one["kl"] - least_kl(one["success"], p0),
-                    "still": late - before,
-                }
-            )
+    for one in (data[key] for key in data if key.rpartition("|")[0] == f"{name}|{beta:g}"):
+        share = (one["success"] - beta * one["kl"]) / best_objective(p0, beta)
+        course = [success - beta * kl for success, kl in one["windows"]]
+        found.append(
+            {
+                "success": 100 * one["success"],
+                "kl": one["kl"],
+                "share": 100 * share,
+                "excess": one["kl"] - least_kl(one["success"], p0),
+                "entropy": one["entropy"],
+                "still": statistics.fmean(course[-2:]) - statistics.fmean(course[-4:-2]),
+            }
+        )
+    return found
+
+
+def all_judged(data: dict[str, Any]) -> dict[float, dict[str, list[dict[str, float]]]]:
+    """By beta and arm; where a script was stopped within a seed, only the seeds that every arm has."""
+    found = {}
+    for beta in BETAS:
+        arms = {name: judged(data, name, beta) for name in ARMS}
+        found[beta] = {name: runs[: min(map(len, arms.values()))] for name, runs in arms.items()}
     return found
 
 
 def markdown(data: dict[str, Any]) -> str:
-    p0, blocks = data["base"]["success"], []
+    """A table for each beta, and one of the success rates at equal KL."""
+    p0, arms, blocks = data["base"]["success"], all_judged(data), []
+
+    def row(name: str, runs: list[dict[str, float]]) -> list[str]:
+        return [name, *(spread([one[key] for one in runs], count) for key, count in digits.items())]
+
+    digits = {"success": 1, "kl": 2, "share": 1, "excess": 2, "entropy": 1, "still": 3}
+    header = ["KL in", "success, %", "KL, nats", "J / J*, %", "excess KL, nats", "entropy, nats", "change of J"]
     for beta in BETAS:
-        p = best_success(p0, beta)
+        p, num_seeds = best_success(p0, beta), len(arms[beta]["loss"])
         rows = [["optimum, closed form", f"{100 * p:.1f}", f"{least_kl(p, p0):.2f}", "100", "0.00", "", ""]]
-        for name in ARMS:
-            runs = runs_of(data, name, beta)
-            columns = {key: [one[key] for one in runs] for key in runs[0] if key != "windows"}
-            rows.append(
-                [
-                    name,
-                    spread([100 * v for v in columns["success"]]),
-                    spread(columns["kl"], 2),
-                    spread([100 * v for v in columns["share"]]),
-                    spread(columns["excess"], 2),
-                    spread(columns["entropy"]),
-                    spread(columns["still"], 3),
-                ]
-            )
-        header = ["KL in", "success, %", "KL, nats", "J / J*, %", "excess KL, nats", "entropy, nats", "change of J"]
-        blocks.append(f"beta = {beta:g}, J* = {best_objective(p0, beta):.3f}\n\n{table(header, rows)}")
+        rows += [row(name, runs) for name, runs in arms[beta].items()]
+        title = f"beta = {beta:g}, J* = {best_objective(p0, beta):.3f}, {num_seeds} seeds"
+        blocks.append(f"{title}\n\n{table(header, rows)}")
+    rows = [row(f"{name}, beta {beta:g}", judged(data, f"{name}, long", beta)) for name, beta in LONG.items()]
+    blocks.append(f"Three times the optimizer steps, one seed\n\n{table(header, rows)}")
+    rates = np.linspace(p0, 1, 1001)
+    rows = [["optimum", *(f"{100 * np.interp(kl, [least_kl(p, p0) for p in rates], rates):.1f}" for kl in EQUAL_KL)]]
+    for name in ARMS:
+        points = [(0.0, 100 * p0), *sorted(mean_point(arms[beta][name]) for beta in BETAS)]
+        kls, successes = zip(*points, strict=True)
+        rows.append([name, *(f"{np.interp(kl, kls, successes):.1f}" if kl <= kls[-1] else "" for kl in EQUAL_KL)])
+    header = ["KL in", *(f"at {kl:g} nats" for kl in EQUAL_KL)]
+    blocks.append(f"Success in % at equal KL, between the means of neighbouring betas\n\n{table(header, rows)}")
     return "\n".join(blocks)
 
 
+def mean_point(runs: list[dict[str, float]]) -> tuple[float, float]:
+    """Mean KL and success of some seeds."""
+    return statistics.fmean(one["kl"] for one in runs), statistics.fmean(one["success"] for one in runs)
+
+
 def draw(data: dict[str, Any], path: Path) -> None:
-    """Success against KL and J / J* against beta, unscaled and with rewards scaled in groups."""
-    p0 = data["base"]["success"]
-    figure, axes = new_figure(3)
-    line = [p0 + (1 - p0) * i / 400 for i in range(401)]
-    for axis, arms in ((axes[0], PLAIN), (axes[1], SCALED)):
-        axis.plot([least_kl(p, p0) for p in line], [100 * p for p in line], color="0.4", linewidth=3, alpha=0.5)
-        for name in arms:
-            points = [runs_of(data, name, beta) for beta in BETAS]
-            kl, success = (
-                [statistics.fmean(one[key] for one in runs) for runs in points] for key in ("kl", "success")
-            )
+    """Success against KL, unscaled and with rewards scaled in groups, and J / J* against beta; a dot for every run."""
+    p0, arms = data["base"]["success"], all_judged(data)
+    figure, axes = new_figure(3, height=4.0)
+    rates = np.linspace(p0, 1, 401)
+    for axis, names in ((axes[0], PLAIN), (axes[1], SCALED)):
+        axis.plot([least_kl(p, p0) for p in rates], 100 * rates, color="0.7", linewidth=4, label="optimum")
+        axis.set(xlabel="KL to the base, nats per completion", ylabel="success, %", xlim=(0, 8.5))
+        for name in names:
             style = STYLES[list(PLAIN).index(name.removesuffix(", scaled"))]
-            axis.plot(kl, [100 * p for p in success], label=name, markersize=5, **style)
-        axis.set(xlabel="KL to the base, nats per completion", ylabel="success, %")
+            runs = [one for beta in BETAS for one in arms[beta][name]]
+            axis.plot(*zip(*(mean_point(arms[beta][name]) for beta in BETAS), strict=True), label=name, **style)
+            axis.scatter([one["kl"] for one in runs], [one["success"] for one in runs], s=8, color=style["color"])
+            shares = [statistics.fmean(one["share"] for one in arms[beta][name]) for beta in BETAS]
+            axes[2].plot(BETAS, shares, **style, alpha=0.4 if name in SCALED else 1.0)
         axis.legend(frameon=False, fontsize=8, loc="lower right")
-    axes[0].set_title("(a) unscaled rewards; grey: optimal frontier", fontsize=10)
+    axes[0].set_title("(a) unscaled rewards", fontsize=10)
     axes[1].set_title("(b) rewards scaled in groups of 8", fontsize=10)
-    for name in ARMS:
-        shares = [[100 * one["share"] for one in runs_of(data, name, beta)] for beta in BETAS]
-        style = {
-            **STYLES[list(PLAIN).index(name.removesuffix(", scaled"))],
-            **({"alpha": 0.35} if name in SCALED else {}),
-        }
-        axes[2].plot(BETAS, [statistics.fmean(values) for values in shares], markersize=5, **style)
-    axes[2].set(xscale="log", xlabel="beta", ylabel="J / J*, %", ylim=(-50, 105))
+    axes[2].set(xscale="log", xlabel="beta", ylabel="J / J*, %", ylim=(-5, 105))
     axes[2].set_title("(c) share of the best objective; pale: scaled", fontsize=10)
     save(figure, path)
 
@@ -235,7 +236,7 @@ def main() -> None:
     base = data["base"]
     text = (
         f"Base policy: success {100 * base['success']:.2f} %, entropy {base['entropy']:.1f} nats. {args.steps} "
-        f"optimizer steps of 64 rollouts, {args.samples} samples of every trained policy, {args.seeds} seeds, mean "
+        f"optimizer steps of 64 rollouts, {args.samples} samples of every trained policy, mean over seeds "
         "(lowest to highest). J = success − beta · KL, J* its maximum; excess KL: over the least KL at that success; "
         f"change of J: its mean over the last fifth of the run less that over the fifth before.\n\n{markdown(data)}\n"
         f"{machine_text(data['machine'])}\n"

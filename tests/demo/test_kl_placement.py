@@ -54,7 +54,7 @@ def test_a_policy_has_no_kl_to_itself(base: str) -> None:
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_placement_trains(name: str, base: str) -> None:
-    found = train_and_measure(ARMS[name], 0.1, 0, base, num_steps=2, num_samples=32)
+    found = train_and_measure(base, 32, ARMS[name], beta=0.1, seed=0, num_steps=2)
     assert found["kl"] > 0
     assert len(found["windows"]) == 2
     assert found["windows"][0][1] == pytest.approx(0.0, abs=1e-4)  # the first rollouts are the base's own
