@@ -49,7 +49,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 SCALED = {f"{name}, scaled": {**PLAIN[name], **GROUPS} for name in ("advantage, token", "reward")}
 ARMS = {**PLAIN, **SCALED}
 # Repeated with three times the optimizer steps and one seed: is anything still to come?
-LONG = {"advantage, token": 0.4, "reward, scaled": 0.01}
+LONG = {"loss": 0.4, "advantage, token": 0.4, "reward, scaled": 0.01}
 # Rollouts are averaged over so many windows of the run, which shows whether it has come to rest.
 NUM_WINDOWS = 10
 EQUAL_KL = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
