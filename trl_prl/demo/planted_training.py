@@ -1,4 +1,4 @@
-"""Training on the planted sub-sequence task: the didactic experiment of the PAV paper."""
+"""Training on the planted sub-sequence task: the didactic experiment of the PAV paper, and PRL on the same task."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from trl_prl.training.pav_config import PAVConfig
 from trl_prl.training.pav_trainer import PAVTrainer
+from trl_prl.training.prl_config import PRLConfig
+from trl_prl.training.prl_trainer import PRLTrainer
 
 from .planted import PlantedProcessReward, planted_reward
 from .planted_policy import build_base_policy, build_planted_tokenizer, planted_dataset
@@ -106,7 +109,38 @@ def train_planted(
     return PlantedRun([entry["reward"] for entry in logs], trainer.model)
 
 
-@torch.no_grad()
+def train_planted_prl(
+    seed: int, base: str, max_steps: int = 100, on_step: OnStep | None = None, **fields: Any
+) -> PlantedRun:
+    """Train with [`PRLTrainer`] on the planted task: outcome rewards and the KL to the base policy, no prover.
+
+    Batch and optimizer are those of [`train_planted`]. Unscaled rewards and the loss's constant divisor put reward and
+    KL in the same units wherever the KL is placed, so `beta` means the same everywhere.
+
+    Args:
+        seed (`int`):
+            Seed of the rollouts.
+        base (`str`):
+            Folder of the base policy, a saved [`build_base_policy`]; the reference is loaded from it too.
+        max_steps (`int`, *optional*, defaults to `100`):
+            Optimizer steps.
+        on_step (`Callable`, *optional*):
+            Called with every optimizer step's number and metrics.
+        **fields:
+            Fields of [`PRLConfig`], such as `beta` and `kl_placement`.
+
+    Returns:
+        [`PlantedRun`]: Accuracy per optimizer step and the trained policy.
+    """
+    with tempfile.TemporaryDirectory() as output_dir:
+        args = PRLConfig(**{**cpu_fields(output_dir), **_PAPER_FIELDS, "max_steps": max_steps, "seed": seed, **fields})
+        trainer = PRLTrainer(
+            base, planted_reward, args, planted_dataset(max(64, max_steps)), processing_class=build_planted_tokenizer()
+        )
+        logs = train_quietly(trainer, on_step)
+    return PlantedRun([entry["reward"] for entry in logs], trainer.model)
+
+
 def sample_planted(model: Any, num_samples: int, seed: int = 0) -> list[bool]:
     """Sample sequences from a policy at temperature 1, and check which contain the planted run.
 
@@ -121,6 +155,18 @@ def sample_planted(model: Any, num_samples: int, seed: int = 0) -> list[bool]:
     Returns:
         `list[bool]`: Whether each sequence is a success.
     """
+    tokens = sample_planted_tokens(model, num_samples, seed)
+    texts = build_planted_tokenizer().batch_decode(tokens, skip_special_tokens=True)
+    return [reward == 1.0 for reward in planted_reward(texts)]
+
+
+@torch.no_grad()
+def sample_planted_tokens(model: Any, num_samples: int, seed: int = 0) -> Tensor:
+    """Sample sequences from a policy at temperature 1, as [`sample_planted`] does.
+
+    Returns:
+        `Tensor` of shape (num_samples, T): Token ids, at most 10 each, the end token from the end of a sequence on.
+    """
     tokenizer = build_planted_tokenizer()
     config = GenerationConfig(
         do_sample=True,
@@ -134,7 +180,7 @@ def sample_planted(model: Any, num_samples: int, seed: int = 0) -> list[bool]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         prompts = torch.full((num_samples, 1), tokenizer.eos_token_id, device=model.device)
-        output = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
-    return [
-        reward == 1.0 for reward in planted_reward(tokenizer.batch_decode(output[:, 1:], skip_special_tokens=True))
-    ]
+        output: Tensor = model.generate(
+            input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config
+        )
+    return output[:, 1:]
