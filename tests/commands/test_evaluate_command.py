@@ -61,7 +61,13 @@ POOL_NAMES = {"rm@n": "best_of_n/rm_score", "maj@n": "majority_vote"}
 
 
 @pytest.mark.parametrize(
-    "pool", ["game24_gpt4_n100", "qwen25math_cot100_n8", "strictprm_gsm8k_n16", "strictprm_math500_n16"]
+    "pool",
+    [
+        pytest.param("game24_gpt4_n100", marks=pytest.mark.slow),
+        "qwen25math_cot100_n8",
+        "strictprm_gsm8k_n16",
+        "strictprm_math500_n16",
+    ],
 )
 def test_pools_are_reproduced(pool: str, shared_data: Path, tmp_path: Path) -> None:
     """pass@k, best-of-n by real reward models and votes, on real samples, to the digit."""

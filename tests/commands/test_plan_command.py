@@ -67,6 +67,7 @@ def test_hours_and_price_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert stage["resident"] == {"policy": pytest.approx(16e9 / 2**30)}
 
 
+@pytest.mark.slow
 def test_tokens_of_a_collection_are_met_to_five_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Planned from samples of some problems, and spent on others."""
     problems = sample_problems("tuning", 400, seed=3)

@@ -212,6 +212,7 @@ def test_tokenizer_is_the_shipped_one() -> None:
     assert len(shipped(text)["input_ids"]) == len(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GRPO", "PRL", "PAV", "RLOO"])
 def test_every_method_trains_and_is_measured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trl_prl.demo.path_training.problems_of", lambda split, edges: problems_of(split, edges)[:4])

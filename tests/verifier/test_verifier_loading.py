@@ -213,6 +213,7 @@ def test_labels_weigh_alike_however_rows_are_batched(tmp_path: Path) -> None:
         torch.testing.assert_close(weights, found[0][1], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_calibration_puts_balanced_values_back_and_is_saved(tmp_path: Path) -> None:
     # One row in five is right, and some more of those that end in 0, which alone can be seen: a few right ones among
     # many, which balanced training draws to a value of 0.5.

@@ -18,13 +18,13 @@ WINDOW = 5
 
 
 class OnLog(TrainerCallback):
-    """Hands the metrics of every optimizer step to a function `(optimizer_step, metrics)`."""
+    """Hands the metrics of every log entry that has a certain one to a function `(optimizer_step, metrics)`."""
 
-    def __init__(self, on_step: OnStep) -> None:
-        self.on_step = on_step
+    def __init__(self, on_step: OnStep, metric: str) -> None:
+        self.on_step, self.metric = on_step, metric
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "reward" in logs:
+        if logs and self.metric in logs:
             self.on_step(state.global_step, logs)
 
 
@@ -58,13 +58,13 @@ def cpu_fields(output_dir: str) -> dict[str, Any]:
     }
 
 
-def train_quietly(trainer: Any, on_step: OnStep | None) -> list[dict[str, float]]:
-    """Train without printing every log entry, and return those of the optimizer steps."""
+def train_quietly(trainer: Any, on_step: OnStep | None, metric: str = "reward") -> list[dict[str, float]]:
+    """Train without printing every log entry, and return those that have a metric."""
     trainer.remove_callback(PrinterCallback)
     if on_step is not None:
-        trainer.add_callback(OnLog(on_step))
+        trainer.add_callback(OnLog(on_step, metric))
     trainer.train()
-    return [entry for entry in trainer.state.log_history if "reward" in entry]
+    return [entry for entry in trainer.state.log_history if metric in entry]
 
 
 def steps_to_accuracy(accuracies: Sequence[float], threshold: float, window: int = WINDOW) -> int | None:
