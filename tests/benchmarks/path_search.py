@@ -207,11 +207,6 @@ class Report:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verifier", nargs="*", default=[], help="folders of learned verifiers")
-    parser.add_argument(
-        "--exam", type=Path, default=Path("runs/path_verifier/exam.json"), help="made if it is not there"
-    )
-    parser.add_argument("--exam_problems", type=int, default=400)
-    parser.add_argument("--exam_prefixes", type=int, default=300)
     parser.add_argument("--problems", type=int, default=64, help="problems per seed, near and far")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64, help="whole walks per problem")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from common import Results
 from graded_verifier import GradedPathReward, sigma_of
-from path_verifier import exam, judge
 from search_runs import Rule, sample_run, search_run, share
 
 from trl_prl import (
@@ -27,6 +26,7 @@ from trl_prl import (
     step_rejection,
 )
 from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH
+from trl_prl.demo.path_verifier import judge, path_exam
 from trl_prl.demo.paths import FAR, NEAR, is_right, path_dataset, path_policy_path, path_reward
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import weighted_vote
@@ -129,10 +129,8 @@ class Bench:
         self.results = Results(args.output)
         self.generator = TransformersGenerator.from_pretrained(path_policy_path(), dtype="float32", device="cpu")
         self.sampler = Remembering(self.generator)
-        self.exam = Results(args.exam).get("exam", lambda: exam(args))
-        self.right = [
-            is_right(p, "".join(s)) for p, s in zip(self.exam["prompts"], self.exam["solutions"], strict=True)
-        ]
+        self.exam = path_exam(self.generator, num_prefixes=0)
+        self.right = [is_right(p, "".join(s)) for p, s in zip(self.exam.prompts, self.exam.solutions, strict=True)]
         self.verifiers: dict[str, Any] = {EXACT: GradedPathReward(1.0, 0.0)}
         for grade in reversed(GRADES):
             self.verifiers[f"{grade:g}"] = self.graded(grade, 1.0)
@@ -149,13 +147,13 @@ class Bench:
         """A verifier of a grade."""
 
         def compute() -> float:
-            return sigma_of(grade, lambda sigma: judge(GradedPathReward(wander, sigma, salt), self.exam)["auroc"])  # type: ignore[arg-type]
+            return sigma_of(grade, lambda sigma: judge(GradedPathReward(wander, sigma, salt), self.exam)["auroc"])
 
         return GradedPathReward(wander, self.results.get(f"sigma {grade:g} wander {wander:g} {salt}", compute), salt)
 
     def judged(self, verifier: Any) -> dict[str, float]:
         """AUROC of progress and of the values of finished walks."""
-        last = [row[-1] for row in verifier(self.exam["prompts"], self.exam["solutions"])]
+        last = [row[-1] for row in verifier(self.exam.prompts, self.exam.solutions)]
         return {**judge(verifier, self.exam), "outcome": auroc(last, self.right)}
 
     def kept(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
