@@ -16,7 +16,7 @@ LEAST = 1e-4
 
 
 class GradedPathReward(PathProcessReward):
-    """Exact values of a prover with Gaussian noise on their logits, of its own for every prefix, and always the same.
+    """Exact values of a prover with Gaussian noise on their logits: of its own for every prefix, and always the same.
 
     Args:
         wander (`float`):
@@ -25,12 +25,16 @@ class GradedPathReward(PathProcessReward):
             Standard deviation of the noise in nats. 0 gives the exact values.
         salt (`str`, *optional*, defaults to `""`):
             Another one gives other noise.
+        by_place (`bool`, *optional*, defaults to `False`):
+            Whether all prefixes of a problem that end with the same line share their noise, as a verifier errs that
+            misjudges a place.
     """
 
-    def __init__(self, wander: float, sigma: float, salt: str = "") -> None:
+    def __init__(self, wander: float, sigma: float, salt: str = "", by_place: bool = False) -> None:
         super().__init__(wander)
         self.sigma = sigma
         self.salt = salt
+        self.by_place = by_place
 
     def __call__(
         self,
@@ -41,10 +45,11 @@ class GradedPathReward(PathProcessReward):
     ) -> list[list[float | None]]:
         """Score steps, as [`PathProcessReward`] does."""
         blurred: list[list[float | None]] = []
-        for text, parts, values in zip(prompts, steps, super().__call__(prompts, steps, finished), strict=True):
+        for prompt, parts, values in zip(prompts, steps, super().__call__(prompts, steps, finished), strict=True):
             row: list[float | None] = []
+            text = prompt
             for part, value in zip(parts, values, strict=True):
-                text += part
+                text = (prompt if self.by_place else text) + part
                 row.append(self._blurred(float(value or 0.0), text))
             blurred.append(row)
         return blurred

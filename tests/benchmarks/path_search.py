@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from path_search_bench import (
     BEAM,
     BEAM_Q,
     BEST,
+    BY_PLACE,
     DVTS,
     EXACT,
     GOALS,
@@ -70,6 +72,7 @@ class Report:
         for goals in GOALS:
             every = [self.runs(goals, method, MAIN_SIZE, name) for method in STEPWISE for name in bench.verifiers]
             self.whole[goals] = min(map(len, every))
+        self.goals = [goals for goals in GOALS if self.whole[goals]]
 
     def runs(self, goals: str, method: str, size: int, name: str, **options: Any) -> list[dict[str, Any]]:
         """One search over steps, all seeds."""
@@ -90,7 +93,6 @@ class Report:
         """Every method with a verifier: which problems it solves, for each seed."""
         beams = self.runs(goals, BEAM, MAIN_SIZE, name)
         found = {method: [r["correct"] for r in self.runs(goals, method, MAIN_SIZE, name)] for method in STEPWISE}
-        found[OWN_VOTE] = [run["voted"] for run in beams]
         owners = {BEST: name, WEIGHTED: name, POLICY: POLICY, VOTE: POLICY, ARRIVED: POLICY, CEILING: POLICY}
         return found | {method: self.chosen(goals, owner, method, beams) for method, owner in owners.items()}
 
@@ -99,7 +101,7 @@ class Report:
         rows, gains = [], []
         for name in self.bench.verifiers:
             found, beams = self.row(goals, name), self.runs(goals, BEAM, MAIN_SIZE, name)
-            rows.append([self.title(name), *(percent(found[m]) for m in (*STEPWISE, OWN_VOTE, BEST, WEIGHTED))])
+            rows.append([self.title(name), *(percent(found[m]) for m in (*STEPWISE, BEST, WEIGHTED))])
             cells = []
             for method in STEPWISE:
                 runs = self.runs(goals, method, MAIN_SIZE, name)
@@ -112,7 +114,7 @@ class Report:
         plain = table(
             (POLICY, VOTE, ARRIVED, CEILING), [[percent(found[m]) for m in (POLICY, VOTE, ARRIVED, CEILING)]]
         )
-        first = table(("verifier, AUROC", *STEPWISE, OWN_VOTE, BEST, WEIGHTED), rows)
+        first = table(("verifier, AUROC", *STEPWISE, BEST, WEIGHTED), rows)
         header = ("verifier, AUROC", *STEPWISE, "Q + alpha A over Q", "tokens of best-of-n / beam")
         return (
             f"**{goals.capitalize()} goals**, beam of {MAIN_SIZE}, {len(beams)} seeds; all at its tokens\n\n"
@@ -148,6 +150,15 @@ class Report:
         )
         return f"**Beams by size**, far goals\n\n{table(header, rows)}"
 
+    def places(self) -> str:
+        """Accuracy with noise that is the same at a place on every walk."""
+        rows = []
+        for name in (*(f"{grade:g}" for grade in BY_PLACE), *self.bench.placed):
+            found = [self.runs("far", method, MAIN_SIZE, name) for method in (BEAM, BEAM_Q)]
+            if all(found):
+                rows.append([name, len(found[0]), *(percent([run["correct"] for run in runs]) for runs in found)])
+        return f"**Errors of places**, far goals\n\n{table(('graded', 'seeds', BEAM, BEAM_Q), rows)}"
+
     def provers(self) -> str:
         """Accuracy by the prover of A and its K."""
         rows = []
@@ -161,8 +172,8 @@ class Report:
     def draw(self, path: Path) -> None:
         """Accuracy by AUROC, far and near, and by tokens."""
         figure, axes = new_figure(3, width=4.6, height=4.2)
-        methods = (BEAM, BEAM_Q, DVTS, REJECTION, BEST, WEIGHTED, VOTE)
-        for axis, goals in zip(axes, GOALS, strict=False):
+        methods = (BEAM, BEAM_Q, DVTS, REJECTION, BEST, POLICY, VOTE)
+        for axis, goals in zip(axes, self.goals, strict=False):
             names = sorted(self.bench.verifiers, key=lambda name: self.bench.quality[name]["auroc"])
             for method, style in zip(methods, STYLES, strict=False):
                 for group, line in (
@@ -216,12 +227,13 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(args)
     if not args.report:
-        for stage in (bench.far, bench.near, bench.sizes, bench.provers):
+        sizes = [partial(bench.sizes, size=size) for size in OTHER_SIZES]
+        for stage in (bench.far, bench.near, bench.provers, *sizes):
             for seed in range(args.seeds):
                 stage(seed)
     report = Report(bench)
     alphas = ", ".join(f"{bench.alpha(name):g} ({report.title(name)})" for name in bench.verifiers)
-    parts = [report.methods("far"), report.methods("near"), report.sizes(), report.provers()]
+    parts = [*(report.methods(goals) for goals in report.goals), report.sizes(), report.places(), report.provers()]
     text = f"{args.problems} problems per seed, K = {K}, alpha {alphas}; Wilson intervals over all problems\n\n"
     text += "\n".join(parts) + f"\n{machine_text(bench.results.data['machine'])}\n"
     args.output.with_suffix(".md").write_text(text, encoding="utf-8")

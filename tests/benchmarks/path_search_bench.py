@@ -37,6 +37,7 @@ from trl_prl.types import Completion, Generator, Prompt
 
 
 GRADES = (0.55, 0.6, 0.7, 0.8, 0.9)
+BY_PLACE = (0.6, 0.7)
 EXACT, POLICY = "exact", "log-probability"
 GOALS = {"far": FAR, "near": NEAR}
 BEAM, BEAM_Q, DVTS, REJECTION, OWN_VOTE = "beam, Q + alpha A", "beam, Q", "DVTS", "rejection", "vote in the beam"
@@ -49,7 +50,7 @@ STEPWISE: dict[str, Any] = {
 }
 ALPHAS = (0.5, 1.0, 2.0, 5.0)
 TUNING_SEED, TUNING_SIZE, TUNED_AT = 1000, 2, "0.8"
-MAIN_SIZE, OTHER_SIZES = 2, (4, 8, 1)
+MAIN_SIZE, OTHER_SIZES = 2, (4, 1, 8)
 K = 4
 PROVERS = {
     "the verifier itself": None,
@@ -138,18 +139,22 @@ class Bench:
         for path in args.verifier:
             self.verifiers[Path(path).name] = ProcessAdvantageVerifier.from_pretrained(path)
             self.learned.append(Path(path).name)
+        self.placed = {f"{grade:g} by place": self.graded(grade, 1.0, by_place=True) for grade in BY_PLACE}
         self.quality = {
             name: self.results.get(f"quality {name}", partial(self.judged, one))
             for name, one in self.verifiers.items()
         }
 
-    def graded(self, grade: float, wander: float, salt: str = "") -> GradedPathReward:
+    def graded(self, grade: float, wander: float, salt: str = "", by_place: bool = False) -> GradedPathReward:
         """A verifier of a grade."""
 
         def compute() -> float:
-            return sigma_of(grade, lambda sigma: judge(GradedPathReward(wander, sigma, salt), self.exam)["auroc"])
+            return sigma_of(
+                grade, lambda sigma: judge(GradedPathReward(wander, sigma, salt, by_place), self.exam)["auroc"]
+            )
 
-        return GradedPathReward(wander, self.results.get(f"sigma {grade:g} wander {wander:g} {salt}", compute), salt)
+        shown = f"sigma {grade:g} wander {wander:g} {salt}" + " by place" * by_place
+        return GradedPathReward(wander, self.results.get(shown, compute), salt, by_place)
 
     def judged(self, verifier: Any) -> dict[str, float]:
         """AUROC of progress and of the values of finished walks."""
@@ -184,7 +189,7 @@ class Bench:
             wander = PROVERS[prover] if prover else None
             other = None if wander is None else self.graded(float(TUNED_AT), wander, "other")
             reward = EffectiveReward(
-                self.verifiers[name], other, alpha=0.0 if method == BEAM_Q else alpha, best_of_k=k
+                (self.verifiers | self.placed)[name], other, alpha=0.0 if method == BEAM_Q else alpha, best_of_k=k
             )
             found = STEPWISE[method](size)(problems, self.generator, reward, **arguments)
             votes = [int(is_right(p.prompt, own_vote(result))) for p, result in zip(problems, found, strict=True)]
@@ -229,13 +234,15 @@ class Bench:
                 self.steps(goals, seed, method, MAIN_SIZE, name, self.alpha(name))
 
     def provers(self, seed: int) -> None:
-        """A of other provers than Q."""
+        """A of other provers than Q, and verifiers that misjudge places."""
+        for name in self.placed:
+            for method in (BEAM, BEAM_Q):
+                self.steps("far", seed, method, MAIN_SIZE, name, self.alpha(name))
         for prover in PROVERS:
             for k in PROVER_KS:
                 self.steps("far", seed, BEAM, MAIN_SIZE, TUNED_AT, self.alpha(TUNED_AT), k, prover)
 
-    def sizes(self, seed: int) -> None:
+    def sizes(self, seed: int, size: int) -> None:
         """Smaller and larger beams."""
-        for size in OTHER_SIZES:
-            for name in self.verifiers:
-                self.steps("far", seed, BEAM, size, name, self.alpha(name))
+        for name in self.verifiers:
+            self.steps("far", seed, BEAM, size, name, self.alpha(name))

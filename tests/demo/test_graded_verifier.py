@@ -50,9 +50,15 @@ def test_noise_is_that_of_the_prefix_alone() -> None:
     alone = [GradedPathReward(0.3, 1.0)([p], [texts[:2]], [False])[0] for p, texts in zip(prompts, steps, strict=True)]
     assert alone == [row[:2] for row in together]
     assert GradedPathReward(0.3, 1.0, "other")(prompts, steps, [False] * len(steps)) != together
-    assert GradedPathReward(0.3, 1.0)(prompts[:1], [["a\n", "b\n"]]) == GradedPathReward(0.3, 1.0)(
-        prompts[:1], [["a\n", "b\n"]]
+
+
+def test_noise_of_a_place_is_the_same_on_every_walk() -> None:
+    problem = problems_of("test", FAR)[0]
+    node = NODES[int(neighbour_matrix()[NODES.index(problem.start)].argmax())]
+    (first, second) = GradedPathReward(1.0, 1.0, by_place=True)(
+        [problem.prompt] * 2, [["?\n", "!\n"], [f"{node}\n", "?\n", "!\n"]], [False] * 2
     )
+    assert first == second[1:]  # impossible lines: only the noise differs
 
 
 def test_quality_falls_with_the_noise_and_can_be_asked_for() -> None:
