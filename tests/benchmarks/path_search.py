@@ -68,15 +68,20 @@ class Report:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.seeds = bench.args.seeds
-        self.whole = dict.fromkeys(GOALS, self.seeds)
+        self.whole: dict[tuple[str, str], int] = {}
         for goals in GOALS:
-            every = [self.runs(goals, method, MAIN_SIZE, name) for method in STEPWISE for name in bench.verifiers]
-            self.whole[goals] = min(map(len, every))
-        self.goals = [goals for goals in GOALS if self.whole[goals]]
+            for name in bench.verifiers:
+                every = [self.runs(goals, method, MAIN_SIZE, name) for method in STEPWISE]
+                self.whole[goals, name] = min(map(len, every))
+        self.goals = [goals for goals in GOALS if self.names(goals)]
+
+    def names(self, goals: str) -> list[str]:
+        """The verifiers that every method was run with."""
+        return [name for name in self.bench.verifiers if self.whole[goals, name]]
 
     def runs(self, goals: str, method: str, size: int, name: str, **options: Any) -> list[dict[str, Any]]:
         """One search over steps, all seeds."""
-        alpha, seeds = self.bench.alpha(name), self.whole[goals] if size == MAIN_SIZE else self.seeds
+        alpha, seeds = self.bench.alpha(name), self.whole.get((goals, name), self.seeds)
         return finished(lambda seed: self.bench.steps(goals, seed, method, size, name, alpha, **options), seeds)
 
     def chosen(self, goals: str, name: str, method: str, runs: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -86,7 +91,7 @@ class Report:
 
     def title(self, name: str) -> str:
         """A verifier and its AUROC."""
-        kind = "learned" if name in self.bench.learned else "exact" if name == EXACT else "graded"
+        kind = f"learned ({name})" if name in self.bench.learned else "exact" if name == EXACT else "graded"
         return f"{kind}, {self.bench.quality[name]['auroc']:.2f}"
 
     def row(self, goals: str, name: str) -> dict[str, list[list[int]]]:
@@ -99,9 +104,9 @@ class Report:
     def methods(self, goals: str) -> str:
         """Accuracy of all methods at the tokens of the beam, and points of searches over best-of-n at their own."""
         rows, gains = [], []
-        for name in self.bench.verifiers:
+        for name in self.names(goals):
             found, beams = self.row(goals, name), self.runs(goals, BEAM, MAIN_SIZE, name)
-            rows.append([self.title(name), *(percent(found[m]) for m in (*STEPWISE, BEST, WEIGHTED))])
+            rows.append([self.title(name), len(beams), *(percent(found[m]) for m in (*STEPWISE, BEST, WEIGHTED))])
             cells = []
             for method in STEPWISE:
                 runs = self.runs(goals, method, MAIN_SIZE, name)
@@ -114,10 +119,10 @@ class Report:
         plain = table(
             (POLICY, VOTE, ARRIVED, CEILING), [[percent(found[m]) for m in (POLICY, VOTE, ARRIVED, CEILING)]]
         )
-        first = table(("verifier, AUROC", *STEPWISE, BEST, WEIGHTED), rows)
+        first = table(("verifier, AUROC", "seeds", *STEPWISE, BEST, WEIGHTED), rows)
         header = ("verifier, AUROC", *STEPWISE, "Q + alpha A over Q", "tokens of best-of-n / beam")
         return (
-            f"**{goals.capitalize()} goals**, beam of {MAIN_SIZE}, {len(beams)} seeds; all at its tokens\n\n"
+            f"**{goals.capitalize()} goals**, beam of {MAIN_SIZE}, and whole walks at its tokens\n\n"
             f"{first}\nWithout a verifier, at the same tokens\n\n{plain}\n"
             f"Points over best-of-n by the same verifier, each at its own tokens\n\n{table(header, gains)}"
         )
@@ -174,11 +179,11 @@ class Report:
         figure, axes = new_figure(3, width=4.6, height=4.2)
         methods = (BEAM, BEAM_Q, DVTS, REJECTION, BEST, POLICY, VOTE)
         for axis, goals in zip(axes, self.goals, strict=False):
-            names = sorted(self.bench.verifiers, key=lambda name: self.bench.quality[name]["auroc"])
+            names = sorted(self.names(goals), key=lambda name: self.bench.quality[name]["auroc"])
             for method, style in zip(methods, STYLES, strict=False):
                 for group, line in (
                     ([n for n in names if n not in self.bench.learned], {}),
-                    (self.bench.learned, {"linestyle": "", "markersize": 11}),
+                    ([n for n in names if n in self.bench.learned], {"linestyle": "", "markersize": 11}),
                 ):
                     points = [(self.bench.quality[n]["auroc"], share(self.row(goals, n)[method])) for n in group]
                     if points:
@@ -221,16 +226,17 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=64, help="problems per seed, near and far")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64, help="whole walks per problem")
+    parser.add_argument("--stages", nargs="*", help="far, near, provers, size1, size4, size8; all of them by default")
     parser.add_argument("--report", action="store_true", help="only write the tables of the seeds that are finished")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/path_search.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args)
-    if not args.report:
-        sizes = [partial(bench.sizes, size=size) for size in OTHER_SIZES]
-        for stage in (bench.far, bench.near, bench.provers, *sizes):
-            for seed in range(args.seeds):
-                stage(seed)
+    stages = {"far": bench.far, "near": bench.near, "provers": bench.provers}
+    stages |= {f"size{size}": partial(bench.sizes, size=size) for size in OTHER_SIZES}
+    for name in () if args.report else args.stages or stages:
+        for seed in range(args.seeds):
+            stages[name](seed)
     report = Report(bench)
     alphas = ", ".join(f"{bench.alpha(name):g} ({report.title(name)})" for name in bench.verifiers)
     parts = [*(report.methods(goals) for goals in report.goals), report.sizes(), report.places(), report.provers()]
