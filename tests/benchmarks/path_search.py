@@ -237,6 +237,7 @@ def main() -> None:
     for name in () if args.report else args.stages or stages:
         for seed in range(args.seeds):
             stages[name](seed)
+    args.report = True
     report = Report(bench)
     alphas = ", ".join(f"{bench.alpha(name):g} ({report.title(name)})" for name in bench.verifiers)
     parts = [*(report.methods(goals) for goals in report.goals), report.sizes(), report.places(), report.provers()]
