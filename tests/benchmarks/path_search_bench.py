@@ -183,10 +183,10 @@ class Bench:
         self, goals: str, seed: int, method: str, size: int, name: str, alpha: float, k: int = K, prover: str = ""
     ) -> dict[str, Any]:
         """One search over steps of all problems."""
+        wander = PROVERS[prover] if prover else None
 
         def compute() -> dict[str, Any]:
             problems, arguments = self.setting(goals, seed)
-            wander = PROVERS[prover] if prover else None
             other = None if wander is None else self.graded(float(TUNED_AT), wander, "other")
             reward = EffectiveReward(
                 (self.verifiers | self.placed)[name], other, alpha=0.0 if method == BEAM_Q else alpha, best_of_k=k
@@ -195,7 +195,7 @@ class Bench:
             votes = [int(is_right(p.prompt, own_vote(result))) for p, result in zip(problems, found, strict=True)]
             return {**search_run(problems, found, check), "voted": votes}
 
-        shown = "" if method == BEAM_Q else f" alpha {alpha:g} K {k}" + (f" by {prover}" if prover else "")
+        shown = "" if method == BEAM_Q else f" alpha {alpha:g} K {k}" + (f" by {prover}" if wander is not None else "")
         return self.kept(f"{goals} {self.args.problems} seed {seed} {method} {size} {name}{shown}", compute)
 
     def samples(self, goals: str, seed: int, name: str) -> dict[str, Any]:
