@@ -116,6 +116,7 @@ class Report:
             sampled = finished(lambda seed, name=name: self.bench.samples(goals, seed, name), len(beams))
             ratio = tokens_ratio(sampled, BEST, found[BEAM], [run["tokens"] for run in beams])
             gains.append([self.title(name), *cells, difference(found[BEAM], found[BEAM_Q]), ratio])
+        found = self.row(goals, TUNED_AT)
         plain = table(
             (POLICY, VOTE, ARRIVED, CEILING), [[percent(found[m]) for m in (POLICY, VOTE, ARRIVED, CEILING)]]
         )
@@ -123,7 +124,7 @@ class Report:
         header = ("verifier, AUROC", *STEPWISE, "Q + alpha A over Q", "tokens of best-of-n / beam")
         return (
             f"**{goals.capitalize()} goals**, beam of {MAIN_SIZE}, and whole walks at its tokens\n\n"
-            f"{first}\nWithout a verifier, at the same tokens\n\n{plain}\n"
+            f"{first}\nWithout a verifier, at the tokens of the beam with the grade of {TUNED_AT}\n\n{plain}\n"
             f"Points over best-of-n by the same verifier, each at its own tokens\n\n{table(header, gains)}"
         )
 
