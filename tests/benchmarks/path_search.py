@@ -184,17 +184,17 @@ class Report:
             for method, style in zip(methods, STYLES, strict=False):
                 for group, line in (
                     ([n for n in names if n not in self.bench.learned], {}),
-                    ([n for n in names if n in self.bench.learned], {"linestyle": "", "markersize": 11}),
+                    ([n for n in names if n in self.bench.learned], {"linestyle": "", "markersize": 9, "alpha": 0.6}),
                 ):
                     points = [(self.bench.quality[n]["auroc"], share(self.row(goals, n)[method])) for n in group]
                     if points:
                         axis.plot(*zip(*points, strict=True), **{**style, **line}, label="" if line else method)
             axis.set(
                 title=f"{goals} goals, beam of {MAIN_SIZE}",
-                xlabel="AUROC of progress (large marks: learned)",
+                xlabel="AUROC of progress (pale marks: learned)",
                 ylabel="accuracy, %",
             )
-        axes[0].legend(frameon=False, fontsize=8)
+        axes[1].legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.6))
         for name, style in zip(self.bench.verifiers, STYLES, strict=False):
             every = [self.runs("far", BEAM, size, name) for size in sorted((MAIN_SIZE, *OTHER_SIZES))]
             points = [
@@ -217,7 +217,7 @@ class Report:
             )
         axes[2].set_xscale("log")
         axes[2].set(title="far goals", xlabel="tokens sampled per problem", ylabel="accuracy, %")
-        axes[2].legend(frameon=False, fontsize=8)
+        axes[2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         save(figure, path)
 
 
