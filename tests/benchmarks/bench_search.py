@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ import torch
 from arithmetic.prover import ArithmeticProcessReward
 from arithmetic.task import arithmetic_policy_path, arithmetic_reward, read_answer, sample_problems
 from common import Results, machine_text, spread, table
+from search_runs import CEILING, at_tokens, difference, percent, sample_run, search_run, tokens_ratio
 
 from trl_prl import (
     DelimiterSplitter,
@@ -32,16 +35,14 @@ from trl_prl import (
     best_of_n_search,
 )
 from trl_prl.generation.rollouts import Problem
-from trl_prl.metrics.intervals import value_interval
-from trl_prl.metrics.resampling import bootstrap_interval
 from trl_prl.report.plots import STYLES, draw_curves, new_figure, save
-from trl_prl.search.best_of_n import choose
+from trl_prl.search.best_of_n import Choice, choose
 
 
 ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0)
 PROVERS = (1, 2, 4, 8, 16, 32)
 TUNING_SEED = 1000
-SAMPLED = ("best-of-n by ORM", "weighted vote", "majority vote", "pass@n")
+SAMPLED = ("best-of-n by ORM", "weighted vote", "majority vote", CEILING)
 BEAMS = ("beam, Q + alpha A", "beam, Q only")
 
 
@@ -79,14 +80,7 @@ class Bench:
             problems, arguments = self.setting(split, seed)
             reward = EffectiveReward(self.verifier, alpha=alpha, best_of_k=k)
             found = beam_search(problems, process_reward=reward, beam_size=size, **arguments)
-            texts = [result.answer.text if result.answer else "" for result in found]
-            costs = [result.cost for result in found]
-            return {
-                "correct": [int(r) for r in arithmetic_reward(texts, [p.columns["answer"] for p in problems])],
-                "tokens": statistics.fmean(cost.num_generated_tokens for cost in costs),
-                "scored": statistics.fmean(cost.num_scored_tokens for cost in costs),
-                "seconds": sum(cost.seconds for cost in costs) / len(costs),
-            }
+            return search_run(problems, found, check)
 
         shown = f"alpha {alpha:g}" + (f" K {k}" if alpha else "")
         return self.results.get(f"{self.key(split, seed)} beam {size} {shown}", compute)
@@ -98,26 +92,12 @@ class Bench:
             problems, arguments = self.setting("test", seed)
             n = self.args.samples
             found = best_of_n_search(problems, process_reward=self.verifier, n=n, **arguments)
-            sizes = sorted({round(2 ** (k / 4)) for k in range(4 * n.bit_length()) if 2 ** (k / 4) <= n} | {n})
-            chosen: dict[str, list[list[int]]] = {method: [] for method in SAMPLED}
-            for problem, result in zip(problems, found, strict=True):
-                texts = [c.text if c.finished else "" for c in result.candidates]
-                right = [int(r) for r in arithmetic_reward(texts, [problem.columns["answer"]] * n)]
-                rules: dict[str, Any] = dict(
-                    zip(SAMPLED, ("best_of_n", "weighted_vote", "majority_vote"), strict=False)
-                )
-                for method in SAMPLED:
-                    row = []
-                    for size in sizes:
-                        if method == "pass@n":
-                            row.append(max(right[:size]))
-                        else:
-                            index = choose(result.candidates[:size], rules[method], read_answer)
-                            row.append(0 if index is None else right[index])
-                    chosen[method].append(row)
-            tokens = statistics.fmean(result.cost.num_generated_tokens for result in found) / n
-            scored = statistics.fmean(result.cost.num_scored_tokens for result in found)
-            return {"sizes": sizes, "tokens_per_sample": tokens, "scored": scored, "correct": chosen}
+            choices: tuple[Choice, ...] = ("best_of_n", "weighted_vote", "majority_vote")
+            rules = {
+                method: partial(choose, choice=choice, answer_of=read_answer)
+                for method, choice in zip(SAMPLED, choices, strict=False)
+            }
+            return sample_run(problems, found, check, rules)
 
         return self.results.get(f"{self.key('test', seed)} samples {self.args.samples}", compute)
 
@@ -133,18 +113,9 @@ class Bench:
         return best, table(["alpha", "accuracy %"], [(f"{a:g}", f"{share:.1f}") for a, share in shares.items()])
 
 
-def at_tokens(samples: dict[str, Any], method: str, tokens: float) -> tuple[int, list[int]]:
-    """The number of whole solutions that have about these tokens, and which problems they solve."""
-    wanted = tokens / samples["tokens_per_sample"]
-    place = min(range(len(samples["sizes"])), key=lambda k: abs(samples["sizes"][k] - wanted))
-    return samples["sizes"][place], [row[place] for row in samples["correct"][method]]
-
-
-def percent(runs: list[list[int]]) -> str:
-    """Mean over seeds, and the Wilson interval of all problems together."""
-    correct, number = sum(map(sum, runs)), sum(map(len, runs))
-    low, high = value_interval(correct, number)
-    return f"{100 * correct / number:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+def check(problem: Problem, texts: Sequence[str]) -> list[float]:
+    """Outcomes of texts that answer a problem."""
+    return arithmetic_reward(list(texts), [problem.columns["answer"]] * len(texts))
 
 
 def compare(bench: Bench, alpha: float, k: int) -> tuple[str, str, dict[str, Any]]:
@@ -181,22 +152,9 @@ def compare(bench: Bench, alpha: float, k: int) -> tuple[str, str, dict[str, Any
 
 def gain(found: dict[str, list[list[int]]], sampled: list[dict[str, Any]], tokens: list[float]) -> list[str]:
     """Points over best-of-n and over Q alone, and how many times the tokens best-of-n needs for the same accuracy."""
-    effective = [float(c) for correct in found[BEAMS[0]] for c in correct]
-    cells = []
-    for other in (SAMPLED[0], BEAMS[1]):
-        against = [float(c) for correct in found[other] for c in correct]
-        low, high = bootstrap_interval([a - b for a, b in zip(effective, against, strict=True)])
-        difference = statistics.fmean(effective) - statistics.fmean(against)
-        cells.append(f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
-    sizes = sampled[0]["sizes"]
-    means = [
-        statistics.fmean(row[place] for one in sampled for row in one["correct"][SAMPLED[0]])
-        for place in range(len(sizes))
-    ]
-    per_sample = statistics.fmean(one["tokens_per_sample"] for one in sampled)
-    enough = next((size for size, mean in zip(sizes, means, strict=True) if mean >= statistics.fmean(effective)), None)
-    ratio = (enough or sizes[-1]) * per_sample / statistics.fmean(tokens)
-    return [*cells, f"{ratio:.1f}" if enough else f"more than {ratio:.1f}"]
+    effective = found[BEAMS[0]]
+    cells = [difference(effective, found[other]) for other in (SAMPLED[0], BEAMS[1])]
+    return [*cells, tokens_ratio(sampled, SAMPLED[0], effective, tokens)]
 
 
 def provers(bench: Bench, alpha: float) -> tuple[str, list[list[float]]]:

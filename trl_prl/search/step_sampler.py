@@ -281,16 +281,18 @@ def step_ends(
     Returns:
         `list[list[int]]`: Ends of each, the last one its length; empty for an empty one.
     """
-    length = max(map(len, completions), default=0)
-    ids = torch.zeros(len(completions), length, dtype=torch.long)
-    mask = torch.zeros(len(completions), length, dtype=torch.bool)
-    for row, completion in enumerate(completions):
+    # Samples of one prefix are often equal, and are split once.
+    distinct = list(dict.fromkeys(map(tuple, completions)))
+    length = max(map(len, distinct), default=0)
+    ids = torch.zeros(len(distinct), length, dtype=torch.long)
+    mask = torch.zeros(len(distinct), length, dtype=torch.bool)
+    for row, completion in enumerate(distinct):
         ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
         mask[row, : len(completion)] = True
     found = split_completions(splitter, token_pieces, ids, mask).step_ids
-    ends = []
-    for steps, completion in zip(found, completions, strict=True):
+    ends: dict[tuple[int, ...], list[int]] = {}
+    for steps, completion in zip(found, distinct, strict=True):
         row_steps = steps[: len(completion)]
         inner = (torch.nonzero(row_steps[1:] != row_steps[:-1]).flatten() + 1).tolist()
-        ends.append([*inner, len(completion)] if completion else [])
-    return ends
+        ends[completion] = [*inner, len(completion)] if completion else []
+    return [ends[tuple(completion)] for completion in completions]
