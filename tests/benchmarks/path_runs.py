@@ -66,6 +66,7 @@ def grid(args: argparse.Namespace) -> None:
         list(pool.map(one, lines))
 
 
+ON_THE_WAY = ("60", "90")
 COLUMNS = ("near/avg", "near/pass@8", "far/avg", "far/pass@8", "far/pass@64")
 
 
@@ -85,20 +86,23 @@ def show(args: argparse.Namespace) -> None:
     for result in runs.values():
         run = result["run"]
         setting = (run["method"], run["learning_rate"], run["coefficient"], run["num_prompts"], run["num_generations"])
-        groups.setdefault((result["split"], *setting, run["wander"]), []).append(result)
+        groups.setdefault((result["split"], *setting, run["wander"], run["process_reward"] != "exact"), []).append(
+            result
+        )
     rows = []
-    for (split, method, lr, coefficient, prompts, n, wander), members in sorted(groups.items()):
+    for (split, method, lr, coefficient, prompts, n, wander, is_learned), members in sorted(groups.items()):
         ends = [m["scores"][max(m["scores"], key=int)] for m in members]
-        halfway = [m["scores"]["90"]["far/avg"] for m in members if "90" in m["scores"]]
+        on_the_way = [[m["scores"][s]["far/avg"] for m in members if s in m["scores"]] for s in ON_THE_WAY]
         kl = [end["far/kl"] for end in ends]
         steps = sorted(len(m["curve"]) for m in members)
         setting = (
             f"lr {lr:g}" + (f", {coefficient:g}" if coefficient else "") + (f", w {wander:g}" if wander != 0.3 else "")
         )
+        setting += ", learned verifier" if is_learned else ""
         rows.append(
             [split, method, setting, f"{prompts} x {n}", len(members), f"{steps[0]} to {steps[-1]}"]
             + [spread([end[name] for end in ends]) for name in COLUMNS]
-            + [spread(halfway) if halfway else "", spread(kl)]
+            + [*(spread(far) if far else "" for far in on_the_way), spread(kl)]
         )
     header = [
         "split",
@@ -108,11 +112,11 @@ def show(args: argparse.Namespace) -> None:
         "seeds",
         "steps",
         *COLUMNS,
-        "far/avg at step 90",
+        *(f"far/avg at step {step}" for step in ON_THE_WAY),
         "far KL",
     ]
-    described = next(iter(runs.values()))["machine"]
-    text = table(header, rows) + f"\n{machine_text(described)}\n"
+    machines = dict.fromkeys(machine_text(result["machine"]) for result in runs.values())
+    text = "\n".join([table(header, rows), *machines]) + "\n"
     args.output.with_suffix(".md").write_text(text)
     print(text)
 
