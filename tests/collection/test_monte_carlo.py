@@ -222,6 +222,7 @@ def test_a_probe_without_success_is_not_taken_as_a_fact(prover: ArithmeticProver
         assert row["num_rollouts"][-1] == 25
 
 
+@pytest.mark.slow
 def test_first_pit_adds_failures_from_promising_prefixes_and_saves_rollouts(prover: ArithmeticProver) -> None:
     problems = arithmetic_problems(prover.tokenizer, 30, num_terms=8)
     prover.num_rollouts = 0

@@ -186,7 +186,7 @@ def test_same_seed_same_diagnosis_and_a_second_prover_is_joined(job: Path) -> No
     assert base["completions"] == other["completions"]
     assert base["num_correct"] != other["num_correct"]
     labels = [entry["label"] for entry in results[0]["candidates"]]
-    assert labels == ["base", "arithmetic_policy", "Bo2 of base", "Bo2 of arithmetic_policy"]
+    assert labels == ["base", "policy", "Bo2 of base", "Bo2 of policy"]
     # Every state, and so every number of the base policy, is the same as without the second file.
     assert (
         cli.main(

@@ -71,6 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> PAVRewardTrainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_verifier_learns_the_values_of_held_out_rollouts(trained: PAVRewardTrainer) -> None:
     metrics = trained.evaluate()
     assert metrics["eval_auroc"] > 0.8
@@ -81,6 +82,7 @@ def test_verifier_learns_the_values_of_held_out_rollouts(trained: PAVRewardTrain
     assert {"eval_ece", "eval_loss", "eval_brier_step_1", "eval_brier_step_2", "eval_brier_prompt"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_losses_fall_and_metrics_are_logged(trained: PAVRewardTrainer) -> None:
     logs = train_logs(trained)
     assert logs[-1]["loss"] < 0.8 * logs[0]["loss"]
@@ -88,6 +90,7 @@ def test_losses_fall_and_metrics_are_logged(trained: PAVRewardTrainer) -> None:
     assert {"mean_value", "mean_label"} <= set(logs[0])
 
 
+@pytest.mark.slow
 def test_saved_folder_is_a_verifier(trained: PAVRewardTrainer) -> None:
     loaded = ProcessAdvantageVerifier.from_pretrained(trained.args.output_dir)
     assert loaded.settings.prover == "arithmetic, error rate 0.1"
@@ -98,6 +101,7 @@ def test_saved_folder_is_a_verifier(trained: PAVRewardTrainer) -> None:
     assert here[0] == pytest.approx(right, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pav_trains_with_the_saved_folder(trained: PAVRewardTrainer, tmp_path: Path) -> None:
     problems = Dataset.from_dict({"prompt": ["1+2=", "4-3=", "2+2=", "3-1="], "answer": ["3", "1", "4", "2"]})
     trainer = PAVTrainer(

@@ -249,10 +249,7 @@ def train_paths(
     tokenizer = AutoTokenizer.from_pretrained(policy)
     evaluations = _Evaluate(tokenizer, split, evaluate_every)
     with tempfile.TemporaryDirectory() as temporary_dir:
-        args = config_class(
-            **cpu_fields(str(output_dir or temporary_dir)),
-            **fields,
-        )
+        args = config_class(**cpu_fields(str(output_dir or temporary_dir)), **fields)
         problems = training_problems(run.num_prompts * run.max_steps, run.seed)
         trainer = trainer_class(policy, path_reward, args, problems, callbacks=[evaluations, *callbacks], **arguments)
         logs = train_quietly(trainer, on_step)
