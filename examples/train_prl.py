@@ -53,7 +53,7 @@ class DataArguments(ScriptArguments):
 
 
 def prepare(row: dict[str, Any], data: DataArguments, prompts: PromptFormat) -> dict[str, Any]:
-    answer = row[data.answer_column]
+    answer = row.get(data.answer_column)
     if answer is None or answer != answer:  # null or NaN: there is none to compare with
         return {"prompt": prompts.prompt_of(row), "answer": None}
     # GSM8K keeps its solutions in the answer column, with the answer proper after four hashes.
@@ -66,14 +66,18 @@ def main(data: DataArguments, training: PRLConfig, model: ModelConfig) -> None:
     # Data: a local file, a local folder, or a data set of the hub
     dataset = load_rows(data.dataset_name, data.dataset_config, split=None, streaming=data.dataset_streaming)
     columns = next(iter(dataset.values())).column_names
-    for column in (data.prompt_column, data.answer_column):
+    # A reward of one's own reads whatever columns it names, the others read the answer alone.
+    own = ":" in data.reward
+    for column in (data.prompt_column,) if own else (data.prompt_column, data.answer_column):
         if columns is not None and column not in columns:
             raise ValueError(
                 f"The data set has no column {column!r}, only {columns}. Pass --prompt_column and --answer_column."
             )
     # Messages go through the chat template, text does not; --chat_template_kwargs reaches it through the trainer.
     prompts = PromptFormat(data.prompt_column, data.prompt_template, data.system_prompt, data.as_user_message)
-    dataset = dataset.map(prepare, fn_kwargs={"data": data, "prompts": prompts}, remove_columns=columns)
+    dataset = dataset.map(
+        prepare, fn_kwargs={"data": data, "prompts": prompts}, remove_columns=None if own else columns
+    )
 
     # Model
     training.model_init_kwargs = {
