@@ -38,7 +38,7 @@ COMMANDS = {
         "plan",
         "say what collection, verifier and RL will cost: tokens, GPU hours, memory and price",
     ),
-    "quickstart": ("quickstart", "train small policies with process rewards on the CPU and compare them with GRPO"),
+    "quickstart": ("quickstart", "train small policies on the CPU, judge a learned verifier and search with it"),
     "report": ("report", "write one HTML file that shows training runs and results"),
     "score": ("score", "score the steps of solutions in a file with a verifier or a public process reward model"),
     "search": ("search", "search answers at test time, and draw accuracy against compute"),
