@@ -98,6 +98,23 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     assert not any("not_a_result" in source["label"] for source in found["sources"])
 
 
+def test_searches_of_one_method_with_other_settings_are_lines_of_their_own(tmp_path: Path) -> None:
+    for folder, n, verifier in (("few", 4, "mine"), ("many", 8, "mine"), ("exact", 4, "exact")):
+        accuracy = {"value": 0.5, "low": 0.4, "high": 0.6}
+        point = {"n": n, "generated_tokens_per_problem": 10.0 * n, "accuracy": accuracy}
+        results = {"kind": "search", "method": "beam", "curve": [point]}
+        (tmp_path / folder).mkdir()
+        settings = {"n": [n], "process_reward": verifier}
+        (tmp_path / folder / "search.json").write_text(json.dumps(results | {"settings": settings}))
+    lines = {search["label"]: search["points"][0]["line"] for search in payload_of(tmp_path)["searches"]}
+    assert lines in (
+        {"few": "beam, few", "many": "beam, few", "exact": "beam, exact"},
+        {"few": "beam, many", "many": "beam, many", "exact": "beam, exact"},
+    )
+    lines = {search["label"]: search["points"][0]["line"] for search in payload_of(tmp_path / "few")["searches"]}
+    assert lines == {"few": "beam"}
+
+
 def test_collected_and_scored_solutions_are_completions(tmp_path: Path) -> None:
     collected = {
         "prompt": "1+2+3=",

@@ -26,7 +26,7 @@ from .report import how_to_open, write_report
 # The searches of part 2: name in the table, method, what scores, and size. A beam of 4 samples as much as 10 walks.
 EXACT = "trl_prl.demo.path_prover:PathProcessReward"
 LEARNED = ""  # the shipped verifier, found at run time
-SEARCHES = {
+SEARCHES: dict[str, tuple[Any, str, int]] = {
     "best of 10, learned verifier": ("best_of_n", LEARNED, 10),
     "beam of 4, learned verifier": ("beam", LEARNED, 4),
     "beam of 4, exact values": ("beam", EXACT, 4),
@@ -137,7 +137,7 @@ def run_planted(progress: Progress, seed: int, max_steps: int, runs_dir: Path) -
 
             run = train_planted(
                 seed, alpha, max_steps=max_steps, base_iterations=base_iterations, on_step=on_step,
-                output_dir=runs_dir / name.replace(", ", "-").replace(" ", "_"),
+                output_dir=runs_dir / "-".join(reversed(name.split(", "))).replace(" ", "_"),
             )  # fmt: skip
             curves[name] = run.accuracies
             say(

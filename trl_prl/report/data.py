@@ -23,7 +23,7 @@ from .files import (
     search_problem,
     verifier_result,
 )
-from .headlines import headlines
+from .headlines import headlines, named_lines
 from .limits import evenly, evenly_by_rollout, fit, json_bytes
 from .run_files import FOLDER, MANIFEST, RecordedRun, is_inside, is_run, unreadable_manifest
 from .runs import find_runs, group_runs, load_run, prompt_numbers, run_completions, run_labels
@@ -31,6 +31,8 @@ from .solutions import evaluated_samples, solution
 
 
 ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
+# What searches that belong to one line may differ in.
+BESIDE_SEARCH = {"n", "save_trees", "problems_per_unit"}
 # Of a file of solutions or searches, no more rows than this are read.
 MAX_FILE_ROWS = 200_000
 # JSON files in a folder that are larger are no results of this package.
@@ -153,7 +155,11 @@ class ReportData:
     def _add_search(self, path: Path, data: Mapping[str, Any]) -> None:
         """The summary of a search; its problems are in a file beside it."""
         points = search_points(data, path.parent.name)
-        self.searches.append({"label": path.parent.name, "problems": [], "points": points})
+        given = data.get("settings")
+        settings = {k: v for k, v in given.items() if k not in BESIDE_SEARCH} if isinstance(given, Mapping) else {}
+        setting = json.dumps(settings, sort_keys=True, default=str)
+        label = path.parent.name
+        self.searches.append({"label": label, "problems": [], "points": points, "setting": setting})
         self._source(path, "search", f"{len(points)} points of accuracy against compute")
 
     def _add_beside(self, path: Path, data: Mapping[str, Any], asked_for: bool) -> None:
@@ -196,7 +202,7 @@ class ReportData:
     def payload(self) -> dict[str, Any]:
         """Everything as the page's script wants it, as JSON values."""
         runs = [run for run, _ in self.recorded]
-        groups = group_runs(runs)
+        groups, self.searches = group_runs(runs), named_lines(self.searches)
         shown = sum(len(search["problems"]) for search in self.searches)
         searches = self._fit("searched problems", self._searches, shown, self.max_bytes // 2)
         total = sum(len(run.completions) for run, _ in self.recorded)

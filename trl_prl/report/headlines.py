@@ -122,3 +122,23 @@ def run_headline(group: Mapping[str, Any], runs: Sequence[RecordedRun]) -> dict[
         "after": after,
         "note": f"first and last evaluation, {spread}",
     }
+
+
+def named_lines(searches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Searches with their lines told apart: those of one method with other settings have a folder's name too."""
+    folders: dict[str, dict[str, str]] = {}
+    for search in searches:
+        for point in search["points"]:
+            folders.setdefault(point["line"], {}).setdefault(search.get("setting", ""), search["label"])
+
+    def named(point: Mapping[str, Any], setting: str) -> dict[str, Any]:
+        found = folders[point["line"]]
+        return {**point, "line": f"{point['line']}, {found[setting]}"} if len(found) > 1 else {**point}
+
+    return [
+        {
+            **{name: value for name, value in search.items() if name != "setting"},
+            "points": [named(point, search.get("setting", "")) for point in search["points"]],
+        }
+        for search in searches
+    ]
