@@ -18,7 +18,7 @@ from tests.prm_models import save_qwen
 pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
 
 PROCESS_REWARD = '''
-def ends_on_an_even_id(completion_ids, **columns):
+def ends_on_an_even_id(completion_ids, level, **columns):
     """An outcome reward of the user's own."""
     return [0.5 + 0.5 * (ids[-1] % 2 == 0) for ids in completion_ids]
 
@@ -54,7 +54,7 @@ def workdir(tmp_path: Path, shared_data: Path) -> Path:
     with gzip.open(shared_data / "tasks" / "gsm8k_train.jsonl.gz", "rt", encoding="utf-8") as file:
         for line, _ in zip(file, range(16), strict=False):
             row = json.loads(line)
-            rows.append({"question": row["problem"], "answer": f"Some steps.\n#### {row['answer']}"})
+            rows.append({"question": row["problem"], "answer": f"Some steps.\n#### {row['answer']}", "level": 1})
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "my_rewards.py").write_text(PROCESS_REWARD)
     return tmp_path
