@@ -38,9 +38,7 @@ def train(work_dir: Path, num_seeds: int, max_steps: int) -> None:
             folder = work_dir / f"{name}-{seed}"
             if not is_run(folder):
                 run = Run(name, 3e-4, coefficient, num_prompts=16, max_steps=max_steps, seed=seed)
-                train_paths(
-                    run, path_policy_path(), "tuning", evaluate_every=max_steps, output_dir=folder, num_eval_problems=8
-                )
+                train_paths(run, path_policy_path(), None, output_dir=folder, num_eval_problems=8)
                 print(f"trained {folder}", flush=True)
 
 

@@ -210,7 +210,7 @@ def _kind_of(run: Run, num_eval_problems: int) -> tuple[Any, Any, dict[str, Any]
 def train_paths(
     run: Run,
     policy: str,
-    split: Split,
+    split: Split | None,
     *,
     evaluate_every: int = 50,
     on_step: OnStep | None = None,
@@ -228,7 +228,7 @@ def train_paths(
         policy (`str`):
             Folder of the base policy.
         split (`str`):
-            `"tuning"` or `"test"`: where to evaluate.
+            `"tuning"` or `"test"`: where to evaluate; with `None` nowhere, and there are no scores.
         evaluate_every (`int`, *optional*, defaults to `50`):
             Optimizer steps between two evaluations.
         on_step (`Callable`, *optional*):
@@ -247,18 +247,18 @@ def train_paths(
     """
     trainer_class, config_class, fields, arguments = _kind_of(run, num_eval_problems)
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    evaluations = _Evaluate(tokenizer, split, evaluate_every)
+    evaluations = [] if split is None else [_Evaluate(tokenizer, split, evaluate_every)]
     with tempfile.TemporaryDirectory() as temporary_dir:
         args = config_class(**cpu_fields(str(output_dir or temporary_dir)), **fields)
         problems = training_problems(run.num_prompts * run.max_steps, run.seed)
-        trainer = trainer_class(policy, path_reward, args, problems, callbacks=[evaluations, *callbacks], **arguments)
+        trainer = trainer_class(policy, path_reward, args, problems, callbacks=[*evaluations, *callbacks], **arguments)
         logs = train_quietly(trainer, on_step)
-    reference = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).to(trainer.model.device)
-    scores = {
-        0: evaluate_paths(reference, tokenizer, split, num_samples=64, seed=run.seed),
-        **evaluations.scores,
-        run.max_steps: evaluate_paths(trainer.model, tokenizer, split, 64, run.seed, reference),
-    }
+    scores: dict[int, dict[str, float]] = {}
+    if split is not None:
+        reference = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).to(trainer.model.device)
+        before = evaluate_paths(reference, tokenizer, split, num_samples=64, seed=run.seed)
+        after = evaluate_paths(trainer.model, tokenizer, split, 64, run.seed, reference)
+        scores = {0: before, **evaluations[0].scores, run.max_steps: after}
     return trainer.model, {
         "run": asdict(run),
         "split": split,
