@@ -55,7 +55,6 @@ def collect_path_values(
     n_mc: int = 16,
     temperature: float = 1.0,
     seed: int = 0,
-    problems_per_unit: int = 32,
     on_progress: OnProgress | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """Value the steps of the shipped policy's solutions by its rollouts, or read what is collected.
@@ -71,8 +70,6 @@ def collect_path_values(
             Temperature of the rollouts, the prover's.
         seed (`int`, *optional*, defaults to `0`):
             Seed of problems and samples.
-        problems_per_unit (`int`, *optional*, defaults to `32`):
-            Problems that are saved together.
         on_progress (`Callable`, *optional*):
             As in [`collect`].
 
@@ -83,7 +80,7 @@ def collect_path_values(
         model="trl_prl/demo/path_policy", dataset="trl_prl.demo.paths", reward="trl_prl.demo.paths:path_reward",
         output_dir=str(output_dir), n_cov=n_cov, n_mc=n_mc, splitter="newline", temperature=temperature,
         max_completion_length=MAX_COMPLETION_LENGTH, seed_temperature=None if temperature == 1.0 else 1.0,
-        problems_per_unit=problems_per_unit, seed=seed,
+        problems_per_unit=32, seed=seed,
     )  # fmt: skip
     dataset = verifier_problems("train", num_problems, seed)
 
