@@ -114,7 +114,7 @@ def test_version_is_the_one_of_the_distribution(repo_root: Path) -> None:
     assert trl_prl.__version__ == project["version"]
 
 
-@pytest.mark.parametrize("statement", ["import trl_prl", "import trl_prl.types", "import trl_prl.commands.main"])
+@pytest.mark.parametrize("statement", ["import trl_prl", "import trl_prl.types", "import trl_prl.__main__"])
 def test_import_is_light(statement: str) -> None:
     heavy = ["torch", "transformers", "trl", "datasets", "accelerate", "numpy", "matplotlib", "vllm"]
     code = f"{statement}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_prl.commands.main import load_command, parse_command
+from trl_prl.__main__ import load_command, parse_command
 
 
 # Runs what stands behind the options on "the node", as srun does, once per task.

@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace, verifier: str) -> dict[str, Any]:
     expected = ask(local, rows, args.max_batch)
     seconds_local, cpu_local = time.perf_counter() - start, time.process_time() - cpu_local
     words = ["--verifier", verifier, "--port", str(args.port), "--max-batch", str(args.max_batch), "--device", "cpu"]
-    command = [sys.executable, "-m", "trl_prl.commands.main", "serve", *words]
+    command = [sys.executable, "-m", "trl_prl", "serve", *words]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{args.port}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.commands.quickstart import quiet
 from trl_prl.commands.report import write_report
 from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH, Run, train_paths

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from trl_prl import __main__ as cli
 from trl_prl import __version__
-from trl_prl.commands import main as cli
 
 
 def install_command(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
@@ -110,7 +110,7 @@ def test_options_may_be_written_with_dashes(
 def test_help_is_light_and_options_are_declared_with_underscores(name: str) -> None:
     """Dashes are rewritten before options are parsed, so one declared with dashes alone would not be found."""
     code = (
-        "import sys, trl_prl.commands.main as main\n"
+        "import sys, trl_prl.__main__ as main\n"
         f"try: main.main([{name!r}, '--help'])\n"
         "except SystemExit as error: print(error.code, [m for m in ('torch', 'transformers') if m in sys.modules])"
     )
@@ -138,7 +138,7 @@ def test_stopped_in_two_lines_without_a_traceback(number: int, code: int, tmp_pa
         "module.add_arguments = lambda parser: None\n"
         "module.run = run\n"
         "sys.modules[module.__name__] = module\n"
-        "import trl_prl.commands.main as main\n"
+        "import trl_prl.__main__ as main\n"
         "main.parse_command = lambda *args: Options()\n"
         "sys.exit(main.main(['split-report']))"
     )
@@ -176,8 +176,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_lists_every_subcommand_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys, trl_prl.commands.main\n"
-        "try: trl_prl.commands.main.main(['--help'])\n"
+        "import sys, trl_prl.__main__\n"
+        "try: trl_prl.__main__.main(['--help'])\n"
         "except SystemExit as error: print(error.code, [m for m in ('torch', 'numpy', 'trl') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

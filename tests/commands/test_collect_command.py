@@ -22,9 +22,9 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, arithmetic_reward, sample_problems
+from trl_prl import __main__ as cli
 from trl_prl.collection.config import CollectConfig
 from trl_prl.collection.job import CollectWorker, collect
-from trl_prl.commands import main as cli
 from trl_prl.commands.collect import cost_line
 from trl_prl.jobs.options import Tools
 from trl_prl.jobs.progress import Progress, speed_line
@@ -268,7 +268,7 @@ def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def start(folder: Path, **more: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "trl_prl.commands.main", *options(folder, prompts, **{**changes, **more})]
+        command = [sys.executable, "-m", "trl_prl", *options(folder, prompts, **{**changes, **more})]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     begun = time.monotonic()
@@ -307,7 +307,7 @@ def test_stopped_in_the_middle_says_how_to_go_on(tmp_path: Path, number: int, co
     """With processes that check answers, as a terminal sends Ctrl-C to them too."""
     prompts = write_prompts(tmp_path, 24)
     changes = {"problems_per_unit": 1, "n_mc": 12, "check_timeout": 30, "reward": "exact_match"}
-    command = [sys.executable, "-m", "trl_prl.commands.main", *options(tmp_path / "values", prompts, **changes)]
+    command = [sys.executable, "-m", "trl_prl", *options(tmp_path / "values", prompts, **changes)]
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -346,7 +346,7 @@ def test_more_processes_than_units_and_a_last_unit_that_is_smaller(job: Path, tm
 def test_a_second_process_of_one_number_is_refused(tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path, 24)
     changes = {"problems_per_unit": 1, "n_mc": 12}
-    command = [sys.executable, "-m", "trl_prl.commands.main", *options(tmp_path / "values", prompts, **changes)]
+    command = [sys.executable, "-m", "trl_prl", *options(tmp_path / "values", prompts, **changes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not find_units(tmp_path / "values"):
@@ -379,7 +379,7 @@ def test_accelerate_launch_shares_the_job(job: Path, tmp_path: Path) -> None:
     """Two real processes of a launcher compute what one does, each into a file of its own."""
     # On CPUs accelerate starts several processes with `--multi_gpu` only; with `--cpu` it starts one.
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launcher, "-m", "trl_prl.commands.main", *options(tmp_path, job / "prompts.jsonl")]
+    command = [*launcher, "-m", "trl_prl", *options(tmp_path, job / "prompts.jsonl")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -13,8 +13,8 @@ import yaml
 from tests.benchmarks.arithmetic.task import arithmetic_reward
 from tests.commands.test_collect_command import options, write_prompts
 from tests.provers import ArithmeticProver, ScriptedGenerator
+from trl_prl import __main__ as cli
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values
-from trl_prl.commands import main as cli
 from trl_prl.diagnosis.diagnosis import DiagnosisParams, diagnose
 from trl_prl.diagnosis.files import check_settings, short_names, warn
 from trl_prl.diagnosis.moments import Candidate

@@ -17,7 +17,7 @@ from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_prob
 from tests.hostile_answers import HANG, hostile_answers
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.evaluation.config import EvaluateConfig
 from trl_prl.jobs.shards import find_units
 
@@ -404,7 +404,7 @@ def test_killed_and_resumed_equals_uninterrupted(prompts: Path, tmp_path: Path) 
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         words = words_of(folder, **model_options(path, problems_per_unit=1, n=8))
-        command = [sys.executable, "-m", "trl_prl.commands.main", *words]
+        command = [sys.executable, "-m", "trl_prl", *words]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     assert start(tmp_path / "whole").wait() == 0

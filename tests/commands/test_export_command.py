@@ -14,9 +14,9 @@ from trl import DPOConfig, DPOTrainer
 
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path
 from tests.commands.test_collect_command import options, write_prompts
+from trl_prl import __main__ as cli
 from trl_prl import load_rows
 from trl_prl.collection.preferences import step_preferences
-from trl_prl.commands import main as cli
 
 
 def row(steps: list[str], labels: list[float | None], width: float = 0.1, **fields: Any) -> dict[str, Any]:

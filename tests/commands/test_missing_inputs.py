@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.arithmetic.task import arithmetic_dataset, arithmetic_policy_path, arithmetic_verifier_path
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 
 
 POLICY, VERIFIER = str(arithmetic_policy_path()), str(arithmetic_verifier_path())

@@ -11,7 +11,7 @@ import pytest
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import PRLConfig, PRLTrainer
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 from trl_prl.diagnosis.cost import (
     collection,
     equal_lengths,

@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 from trl_prl.storage.row_sources import open_rows
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 

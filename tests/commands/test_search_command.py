@@ -17,7 +17,7 @@ from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, read_answer, sample_problems
 from tests.searching import arithmetic_generator, line_search
 from tests.verifier_models import build_verifier
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.commands.search import accuracy_line
 from trl_prl.generation.rollouts import Problem
 from trl_prl.jobs.progress import Progress, speed_line
@@ -215,7 +215,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     problems = write_problems(tmp_path, 24)
     sizes: dict[str, Any] = {"problems_per_unit": 1, "max_completion_length": 24}
     assert cli.main(options(tmp_path / "whole", problems, 2, 4, **sizes)) == 0
-    words = [sys.executable, "-m", "trl_prl.commands.main", *options(tmp_path / "killed", problems, 2, 4, **sizes)]
+    words = [sys.executable, "-m", "trl_prl", *options(tmp_path / "killed", problems, 2, 4, **sizes)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     rng, num_kills = random.Random(0), 0
     shards = tmp_path / "killed" / "shards"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 from trl_prl.demo.training import StopAtAccuracy, steps_to_accuracy
 from trl_prl.report.plots import moving_average
 

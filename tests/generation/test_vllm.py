@@ -22,7 +22,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.vllm_runs import VLLMServer, require_vllm, vllm_generator, vllm_server
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.demo.paths import path_policy_path
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.openai_server import OpenAIGenerator

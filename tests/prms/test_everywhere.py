@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.prms.test_families import FAMILIES, flat
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 from trl_prl.evaluation.process_bench import SUBSETS, read_process_bench, score_process_bench
 from trl_prl.metrics.step_values import process_bench_f1
 from trl_prl.prms.load import load_process_reward

@@ -16,7 +16,7 @@ from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_prob
 from tests.json_server import JsonServer, running, with_junk
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from trl_prl import JudgeProcessReward, load_process_reward
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 from trl_prl.generation.server_calls import UnusableAnswerError
 from trl_prl.prms.judge import read_verdicts, yes_share
 from trl_prl.rewards.checks import check_process_reward

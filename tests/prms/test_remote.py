@@ -27,7 +27,7 @@ from tests.prms.test_families import PROMPTS, STEPS, flat
 from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl import RemoteProcessReward, load_process_reward
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 from trl_prl.prms.server import create_app, describe
 from trl_prl.prompts.format import PromptFormat
 from trl_prl.rewards.checks import (
@@ -346,7 +346,7 @@ def test_a_server_is_killed_and_restarted_in_the_middle(prm_paths: dict[str, str
     """Nothing is lost and nothing is mixed up: clients wait for the new one."""
     port = free_port()
     words = ["serve", "--verifier", prm_paths["skywork"], "--port", str(port), "--device", "cpu"]
-    command = [sys.executable, "-m", "trl_prl.commands.main", *words]
+    command = [sys.executable, "-m", "trl_prl", *words]
     environment = {**os.environ, "PYTHONPATH": str(repo_root), "TRL_PRL_TOKEN": "secret"}
 
     def start() -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from tests.benchmarks.arithmetic.task import arithmetic_verifier_path, sample_pr
 from tests.prm_models import FOLDER_NAMES, save_qwen
 from tests.vllm_runs import VLLMServer, require_vllm, vllm_server
 from trl_prl import JudgeProcessReward, load_process_reward
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 
 
 require_vllm()

@@ -19,7 +19,7 @@ from trl import ModelConfig, TrlParser
 
 from tests.tiny_models import CHAT_TEMPLATE, build_model, build_tokenizer, make_grpo_args
 from trl_prl import EvaluationCallback, PAVRewardConfig, PRLConfig, PRLTrainer, ProcessAdvantageVerifier, PromptFormat
-from trl_prl.commands.main import main
+from trl_prl.__main__ import main
 
 
 QUESTION = "Add 1 + 2."

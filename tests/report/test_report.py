@@ -14,7 +14,7 @@ import pytest
 
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_problems
 from tests.report_inputs import HOSTILE, write_results, write_run, write_search
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.commands.report import write_report
 from trl_prl.evaluation.summary import SummaryParams, summarise
 from trl_prl.report.data import ReportData

@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.test_report import payload_of
 from tests.report_inputs import write_results, write_run, write_search
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.commands.report import write_report
 from trl_prl.report.headlines import headlines
 from trl_prl.report.limits import (

@@ -25,7 +25,7 @@ from tests.local_hub import LocalHub, local_hub
 from tests.tiny_models import make_grpo_args
 from tests.verifier_models import arithmetic_rows, build_verifier_model, make_verifier_args
 from trl_prl import PAVConfig, PAVTrainer
-from trl_prl.commands import main as cli
+from trl_prl import __main__ as cli
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.settings import collected_settings
 from trl_prl.verifier.trainer import PAVRewardTrainer

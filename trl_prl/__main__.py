@@ -1,4 +1,4 @@
-"""The command `trl-prl`.
+"""The command `trl-prl`, also `python -m trl_prl`.
 
 A subcommand is a module with `run(options) -> int`, and either `Options`, a dataclass whose fields are its options, or
 `add_arguments(parser)`, for those with arguments of another kind. Options may have a method `kept()`, which says what
@@ -64,7 +64,7 @@ def load_command(name: str) -> Any:
     Returns:
         `module`: The module.
     """
-    return import_module(f".{COMMANDS[name][0]}", __package__)
+    return import_module(f"trl_prl.commands.{COMMANDS[name][0]}")
 
 
 def root_parser() -> argparse.ArgumentParser:
