@@ -19,9 +19,6 @@ from .kl import Direction, Estimator, Level, kl_to_go
 from .step_tensors import as_float32, check_per_completion, check_rank, check_same_shape, spread_to_tokens
 
 
-__all__ = ["best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"]
-
-
 def prl_advantages(
     outcome_advantages: Tensor,
     logps: Tensor,

@@ -28,17 +28,6 @@ from .step_tensors import (
 )
 
 
-__all__ = [
-    "CreditForm",
-    "biased_kl_in_reward_advantages",
-    "biased_prover_value_bonus_advantages",
-    "biased_step_index_normalisation",
-    "clip_and_delta_step_rewards",
-    "min_form_step_rewards",
-    "process_supervision_advantages",
-    "step_credit",
-]
-
 CreditForm = Literal["progress", "min_form", "return_to_go", "clip_delta"]
 
 
