@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from .rows import TokenizedSteps
-
 
 # What the labels of a token classifier are called that judges steps.
 RIGHT_NAMES = {"right", "correct", "good", "positive", "pos", "true", "yes", "+", "1"}
@@ -97,15 +95,13 @@ def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[in
 
 
 def collated(
-    rows: Sequence[Mapping[str, Any]], collator: StepwiseCollator, max_batch_tokens: int, device: torch.device
+    rows: Sequence[Mapping[str, Any]], max_batch_tokens: int, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Batches of rows on a device, as of [`token_batches`].
 
     Args:
         rows (`Sequence[Mapping]`):
-            As for the collator.
-        collator ([`StepwiseCollator`]):
-            Makes the batches.
+            As for [`StepwiseCollator`].
         max_batch_tokens (`int`):
             Most tokens of a batch, padding included.
         device (`torch.device`):
@@ -114,6 +110,8 @@ def collated(
     Yields:
         `tuple[list[int], dict[str, torch.Tensor]]`: Indices of the rows of a batch, and the batch.
     """
+    # Attention is masked by length, so the id of the padding does not matter.
+    collator = StepwiseCollator(pad_token_id=0)
     for indices in token_batches([len(row["input_ids"]) for row in rows], max_batch_tokens):
         batch = collator([rows[i] for i in indices])
         yield indices, {name: tensor.to(device) for name, tensor in batch.items()}
@@ -172,61 +170,3 @@ def gather_positions(logits: torch.Tensor, positions: torch.Tensor, right_label:
     # Large sums, of which differences are taken, come in float64 and stay so.
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     return chosen[..., 0] if logits.shape[-1] == 1 else chosen[..., right_label] - chosen[..., 1 - right_label]
-
-
-@torch.no_grad()
-def score_rows(
-    model: Any,
-    rows: Sequence[TokenizedSteps],
-    collator: StepwiseCollator,
-    max_batch_tokens: int,
-    right_label: int = 1,
-    accelerator: Any = None,
-) -> torch.Tensor:
-    """Logits of tokenised solutions, without dropout and without the autocast of a training around it.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Token-classification model; its mode is put back afterwards.
-        rows (`Sequence[TokenizedSteps]`):
-            B solutions.
-        collator ([`StepwiseCollator`]):
-            Makes the batches.
-        max_batch_tokens (`int`):
-            Most tokens of a batch, padding included.
-        right_label (`int`, *optional*, defaults to `1`):
-            Which of two labels means a right step.
-        accelerator (`accelerate.Accelerator`, *optional*):
-            Given where weights are partitioned: all processes gather them together, so all need the same number of
-            forwards.
-
-    Returns:
-        `torch.Tensor` of shape (B, 1 + S): Logits of prompt and steps, on the CPU, in the precision of
-        [`gather_positions`], NaN where there is no step or it lies beyond the longest length.
-    """
-
-    def forward(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
-
-    logits = torch.full((len(rows), max((len(row.positions) for row in rows), default=1)), math.nan)
-    given = [{"input_ids": row.input_ids, "positions": row.positions} for row in rows]
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    num_batches = 0
-    try:
-        with torch.autocast(device.type, enabled=False):
-            for indices, batch in collated(given, collator, max_batch_tokens, device):
-                num_batches += 1
-                found = gather_positions(forward(batch), batch["positions"], right_label)
-                found = found.masked_fill(~batch["position_mask"], math.nan).cpu()
-                logits = logits.to(found.dtype)
-                logits[indices, : found.shape[1]] = found
-            if accelerator is not None:
-                counts = accelerator.gather(torch.tensor([num_batches], device=device))
-                empty = torch.zeros((1, 1), dtype=torch.long, device=device)
-                for _ in range(int(counts.max()) - num_batches):
-                    forward({"input_ids": empty, "attention_mask": empty + 1})
-    finally:
-        model.train(was_training)
-    return logits

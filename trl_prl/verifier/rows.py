@@ -65,7 +65,7 @@ def render_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], set
     Raises:
         `ValueError`: If the prompt is not text, or there is no chat template to render it.
     """
-    messages = _text_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    messages = text_messages(prompt)
     if settings.prompt_format == "text":
         return "\n\n".join(message["content"] for message in messages) + settings.prompt_suffix
     check_chat_template(tokenizer)
@@ -73,9 +73,22 @@ def render_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], set
     return str(text) + settings.prompt_suffix
 
 
-def _text_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages whose content is one text: parts are joined, and a part that is no text is refused."""
-    found = [dict(message) for message in messages or () if isinstance(message, Mapping)]
+def text_messages(prompt: Any) -> list[dict[str, Any]]:
+    """Messages of a prompt, whose contents are texts.
+
+    Args:
+        prompt (`str` or `Sequence[Mapping]`):
+            Plain text, which is one message of the user, or messages with `role` and `content`; parts of a content are
+            joined.
+
+    Returns:
+        `list[dict]`: The messages.
+
+    Raises:
+        `ValueError`: If there is no text for every message.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or ()
+    found = [dict(message) for message in messages if isinstance(message, Mapping)]
     for message in found:
         content = message.get("content")
         if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
@@ -83,7 +96,7 @@ def _text_messages(messages: Any) -> list[dict[str, Any]]:
             message["content"] = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not found or not all(isinstance(message.get("content"), str) for message in found):
         raise ValueError(
-            f"The prompt is {messages!r:.120}, in which there is no text for every message. A verifier reads text "
+            f"The prompt is {prompt!r:.120}, in which there is no text for every message. A verifier reads text "
             "only. Pass a string, or messages whose `content` is a string."
         )
     return found
@@ -95,7 +108,7 @@ def _head_ids(tokenizer: Any, prompt: Any, settings: VerifierSettings) -> list[i
     if isinstance(prompt, str):
         return list(prompt_token_ids(tokenizer, prompt + settings.prompt_suffix))
     suffix = tokenizer(settings.prompt_suffix, add_special_tokens=False)["input_ids"] if settings.prompt_suffix else []
-    return [*prompt_token_ids(tokenizer, _text_messages(prompt), **arguments), *suffix]
+    return [*prompt_token_ids(tokenizer, text_messages(prompt), **arguments), *suffix]
 
 
 def tokenize_stepwise(
@@ -170,7 +183,7 @@ def _ids_and_positions(
         added = _head_ids(tokenizer, prompt, settings)
     else:
         # A chat template writes the start token itself.
-        added = [] if settings.prompt_format == "chat" else _start_ids(tokenizer)
+        added = [] if settings.prompt_format == "chat" else start_ids(tokenizer)
     text_ends = list(accumulate((len(step) for step in steps), initial=len(head)))
     # The last token that starts before the end of the step; for the prompt, the last one that ends by its end.
     positions = (np.searchsorted(starts, text_ends, side="left") - 1 + len(added)).tolist()
@@ -179,9 +192,9 @@ def _ids_and_positions(
     return added + list(encoding["input_ids"]), positions
 
 
-def _start_ids(tokenizer: Any) -> list[int]:
+def start_ids(tokenizer: Any) -> list[int]:
     """The start token, where the tokenizer adds one; what it adds at the end would stand behind the last step."""
-    bos = getattr(tokenizer, "bos_token_id", None)
+    bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
