@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from trl_prl.prompts.chat import check_chat_template, end_token_ids, is_messages, prompt_token_ids
+from trl_prl.steps.plain_text import token_spans
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.storage.row_values import read_labels
 
@@ -178,7 +179,7 @@ def _ids_and_positions(
     encoding = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, return_attention_mask=False
     )
-    starts, ends = _token_spans(tokenizer, text, encoding, token_pieces)
+    starts, ends = token_spans(tokenizer, text, encoding, token_pieces)
     if as_given:
         added = _head_ids(tokenizer, prompt, settings)
     else:
@@ -196,29 +197,6 @@ def start_ids(tokenizer: Any) -> list[int]:
     """The start token, where the tokenizer adds one; what it adds at the end would stand behind the last step."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
-def _token_spans(tokenizer: Any, text: str, encoding: Any, token_pieces: TokenPieces) -> tuple[np.ndarray, np.ndarray]:
-    """Character at which each token starts, and up to which it reaches; both never decrease."""
-    pieces = token_pieces.literal_pieces(encoding["input_ids"])
-    raw, joined = text.encode("utf-8", "surrogatepass"), b"".join(pieces)
-    if joined in (raw, b" " + raw):
-        # Exact. SentencePiece puts a space before a text, which is not part of it.
-        byte_ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64) - (len(joined) - len(raw))
-        byte_ends = np.maximum(byte_ends, 0)
-        byte_starts = np.concatenate([[0], byte_ends[:-1]])[: len(byte_ends)]
-        # Continuation bytes start no character, so this counts the characters begun before each byte. A token that
-        # holds any part of a character covers it.
-        is_start = (np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80
-        begun = np.concatenate([[0], np.cumsum(is_start)])
-        return begun[np.minimum(byte_starts + 1, len(raw))] - 1, begun[byte_ends]
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"The text was tokenised by a {type(tokenizer).__name__}, which changes text and has no offsets, so the "
-            "steps cannot be found in its tokens. Use the fast version of the tokenizer."
-        )
-    offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    return np.maximum.accumulate(offsets[:, 0]), np.maximum.accumulate(offsets[:, 1])
 
 
 def is_finished(row: Mapping[str, Any]) -> bool:
