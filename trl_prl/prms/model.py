@@ -115,7 +115,7 @@ class PublicProcessReward(ModelScorer):
         limit = self.settings.max_length or len(ids)
         # The first position is the prompt's, which is not read.
         read = [-1, *(position if position < limit else -1 for position in positions)]
-        return TokenizedSteps(ids[:limit], read, len(steps) - len(kept), len(ids))
+        return TokenizedSteps(ids[:limit], read, len(steps) - len(kept))
 
 
 def with_blanks(texts: Sequence[str], values: Iterable[float], initial_value: float) -> list[float]:

@@ -209,7 +209,7 @@ class OnlineVerifier(ProcessAdvantageVerifier):
         """
         self._training.load_state_dict(state)
         self._recent.clear()
-        self._recent.extend((TokenizedSteps(ids, places, 0, len(ids)), y) for ids, places, y in state["rollouts"])
+        self._recent.extend((TokenizedSteps(ids, places, 0), y) for ids, places, y in state["rollouts"])
         self._num_fresh, self._num_updates, self._num_refreshes, self._next_refresh = state["counts"]
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -29,7 +29,6 @@ PREPARED = Features(
         "labels": List(Value("float32")),
         "length": Value("int32"),
         "num_truncated": Value("int32"),
-        "num_merged": Value("int32"),
         # `RewardTrainer` takes a data set with these two as tokenised, and leaves it alone.
         "chosen_ids": List(Value("int32")),
         "rejected_ids": List(Value("int32")),
@@ -153,7 +152,6 @@ def prepare_row(row: dict[str, Any], index: int, tokenizer: Any, args: Any, name
         "labels": [math.nan if position < 0 else label for position, label in at_positions],
         "length": len(tokens.input_ids),
         "num_truncated": tokens.num_truncated,
-        "num_merged": tokens.num_merged,
         "chosen_ids": [],
         "rejected_ids": [],
     }

@@ -34,14 +34,11 @@ class TokenizedSteps:
             two steps that end in one token share its position.
         num_merged (`int`):
             Steps without a position of their own, because a token covers the ends of two, or the step is empty.
-        num_tokens (`int`):
-            Tokens of the whole text.
     """
 
     input_ids: list[int]
     positions: list[int]
     num_merged: int
-    num_tokens: int
 
     @property
     def num_truncated(self) -> int:
@@ -162,11 +159,10 @@ def tokenize_stepwise(
         is_chat = settings.prompt_format == "chat" or (settings.prompt_format == "as_given" and is_messages(prompt))
         ids += end_token_ids(tokenizer, is_chat)
         positions[-1] = len(ids) - 1
-    num_tokens = len(ids)
-    if settings.max_length is not None and num_tokens > settings.max_length:
+    if settings.max_length is not None and len(ids) > settings.max_length:
         ids = ids[: settings.max_length]
         positions = [position if position < len(ids) else -1 for position in positions]
-    return TokenizedSteps(ids, positions, num_merged, num_tokens)
+    return TokenizedSteps(ids, positions, num_merged)
 
 
 def _ids_and_positions(
@@ -238,9 +234,7 @@ def clean_labels(labels: Sequence[Any], num_steps: int) -> list[float]:
     return read_labels(labels, "A step has a label that")
 
 
-def cut_after_first_error(
-    steps: Sequence[str], labels: Sequence[float], threshold: float = 0.0
-) -> tuple[list[str], list[float]]:
+def cut_after_first_error(steps: Sequence[str], labels: Sequence[float]) -> tuple[list[str], list[float]]:
     """Drop what follows the first step whose label says that the solution has failed.
 
     Source: the first pit of [PAV](https://huggingface.co/papers/2410.08146), App. D: the first step from which no
@@ -251,11 +245,9 @@ def cut_after_first_error(
             Texts of the steps.
         labels (`Sequence[float]`):
             One label per step, NaN for none.
-        threshold (`float`, *optional*, defaults to `0.0`):
-            A label up to this one is an error.
 
     Returns:
         `tuple[list[str], list[float]]`: Steps and labels up to and including that step.
     """
-    end = next((i + 1 for i, label in enumerate(labels) if label <= threshold), len(steps))
+    end = next((i + 1 for i, label in enumerate(labels) if label <= 0), len(steps))
     return list(steps[:end]), list(labels[:end])
