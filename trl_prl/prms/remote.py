@@ -11,8 +11,7 @@ from types import NoneType
 from typing import Any
 
 from trl_prl.generation.server_calls import PassingError, ServerCalls, UnusableAnswerError
-from trl_prl.prompts.format import PromptFormat
-from trl_prl.verifier.rows import VerifierSettings
+from trl_prl.verifier.settings import VerifierSettings
 
 
 TOKEN_VARIABLE = "TRL_PRL_TOKEN"
@@ -270,10 +269,5 @@ def _number(value: Any) -> float:
 
 def _settings(info: Mapping[str, Any]) -> VerifierSettings:
     """What a contradiction is told by, as far as the servers say it."""
-    return VerifierSettings(
-        step_splitter=info.get("step_splitter"),
-        step_length=info.get("step_length") or 256,
-        best_of_k=info.get("best_of_k") or 1,
-        prompts=PromptFormat.from_dict(info["prompts"]) if info.get("prompts") else None,
-        prompt_type=info.get("prompt_type"),
-    )
+    given = {name: value for name, value in info.items() if value is not None}
+    return VerifierSettings.from_dict({"step_splitter": None, **given})

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
 from trl_prl.rewards.checks import has_initial_values, stored_best_of_k
-from trl_prl.rewards.scoring import returned_type, score_steps, takes
+from trl_prl.rewards.scoring import callable_name, returned_type, score_steps, takes
 
 from .scoring import score_prefixes
 
@@ -262,16 +262,14 @@ def describe(process_reward: Any) -> Info:
     """
     settings = getattr(process_reward, "settings", None)
     prompts = getattr(settings, "prompts", None)
+    names = ("step_splitter", "step_length", "max_length", "prompt_type")
     return Info(
-        name=getattr(process_reward, "__name__", type(process_reward).__name__),
+        name=callable_name(process_reward),
         returns=returned_type(process_reward, None),
         has_initial_values=has_initial_values(process_reward),
-        step_splitter=getattr(settings, "step_splitter", None),
-        step_length=getattr(settings, "step_length", None),
-        max_length=getattr(settings, "max_length", None),
         prompts=None if prompts is None else asdict(prompts),
-        prompt_type=getattr(settings, "prompt_type", None),
         best_of_k=stored_best_of_k(settings),
+        **{name: getattr(settings, name, None) for name in names},
     )
 
 
