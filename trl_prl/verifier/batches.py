@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 
 # What the labels of a token classifier are called that judges steps.
@@ -45,28 +47,21 @@ class StepwiseCollator:
             `position_mask` (bool) of shape (B, 1 + S); with labels also `labels` (float32) and `label_mask` (bool)
             of shape (B, 1 + S).
         """
-        length = max(len(row["input_ids"]) for row in rows)
-        multiple = self.pad_to_multiple_of or 1
-        length = math.ceil(length / multiple) * multiple
-        size = (len(rows), max(len(row["positions"]) for row in rows))
+        texts = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
+        ids = pad_sequence(texts, batch_first=True, padding_value=self.pad_token_id)
+        ids = pad(ids, (0, -ids.shape[1] % (self.pad_to_multiple_of or 1)), value=self.pad_token_id)
+        lengths = torch.tensor([len(text) for text in texts])
+        places = [torch.as_tensor(row["positions"], dtype=torch.long) for row in rows]
+        positions = pad_sequence(places, batch_first=True, padding_value=-1)
         batch = {
-            "input_ids": torch.full((len(rows), length), self.pad_token_id),
-            "attention_mask": torch.zeros((len(rows), length), dtype=torch.long),
-            "positions": torch.zeros(size, dtype=torch.long),
-            "position_mask": torch.zeros(size, dtype=torch.bool),
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(),
+            "positions": positions.clamp(min=0),
+            "position_mask": positions >= 0,
         }
-        has_labels = "labels" in rows[0]
-        labels = torch.full(size, math.nan)
-        for i, row in enumerate(rows):
-            num_tokens, num_positions = len(row["input_ids"]), len(row["positions"])
-            batch["input_ids"][i, :num_tokens] = torch.as_tensor(row["input_ids"])
-            batch["attention_mask"][i, :num_tokens] = 1
-            positions = torch.as_tensor(row["positions"])
-            batch["positions"][i, :num_positions] = positions.clamp(min=0)
-            batch["position_mask"][i, :num_positions] = positions >= 0
-            if has_labels:
-                labels[i, :num_positions] = torch.as_tensor(row["labels"], dtype=torch.float32)
-        if has_labels:
+        if "labels" in rows[0]:
+            given = [torch.as_tensor(row["labels"], dtype=torch.float32) for row in rows]
+            labels = pad_sequence(given, batch_first=True, padding_value=math.nan)
             batch["label_mask"] = ~labels.isnan() & batch["position_mask"]
             batch["labels"] = labels.nan_to_num(0.0)
         return batch
