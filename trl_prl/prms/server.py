@@ -12,8 +12,8 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
-from trl_prl.rewards.checks import has_initial_values, stored_best_of_k
-from trl_prl.rewards.scoring import callable_name, returned_type, score_steps, takes
+from trl_prl.rewards.checks import has_initial_values, stored_best_of_k, takes
+from trl_prl.rewards.scoring import callable_name, returned_type, score_steps
 
 from .scoring import score_prefixes
 

@@ -60,15 +60,6 @@ def callable_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function can be called with an argument of some name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins and compiled functions have none
-        return False
-    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
 def has_rows(scores: Any) -> bool:
     """Whether a process reward returned a sequence of sequences: lists, tuples, arrays or tensors of rank 2."""
     try:

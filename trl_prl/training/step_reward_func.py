@@ -12,8 +12,8 @@ from accelerate.state import is_initialized
 from trl_prl.prms.load import load_process_reward
 from trl_prl.prms.online import learns
 from trl_prl.prompts.chat import content_text
-from trl_prl.rewards.checks import check_signature, warn_of_other_prompts, warn_of_other_splitter
-from trl_prl.rewards.scoring import callable_name, prepare_process_reward, score_steps, takes
+from trl_prl.rewards.checks import check_signature, takes, warn_of_other_prompts, warn_of_other_splitter
+from trl_prl.rewards.scoring import callable_name, prepare_process_reward, score_steps
 from trl_prl.rewards.transcript import add_transcript, message_transcript
 from trl_prl.steps.plain_text import split_text
 from trl_prl.steps.split import get_splitter
