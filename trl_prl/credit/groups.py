@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .step_tensors import as_float32, check_option, check_rank, check_same_shape
+from .step_tensors import as_float32, check_option, check_rows, check_same_shape
 
 
 Scale = Literal["group", "batch", "none"]
@@ -102,7 +102,7 @@ def to_positions(values: Tensor, step_ids: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape (B, T): Entry p of a row is the value of its p-th action token; NaN behind the last.
     """
-    check_rank("values", values, 2)
+    check_rows("values", values)
     check_same_shape("step_ids", step_ids, "values", values)
     rows, tokens = (step_ids >= 0).nonzero(as_tuple=True)
     by_position = torch.full_like(as_float32(values), math.nan)
@@ -139,7 +139,7 @@ def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
     Raises:
         `ValueError`: If N does not consist of complete groups.
     """
-    check_rank("by_position", by_position, 2)
+    check_rows("by_position", by_position)
     check_groups(by_position, num_generations)
     values = as_float32(by_position).double().reshape(-1, num_generations, by_position.shape[1])
     known = ~values.isnan()
