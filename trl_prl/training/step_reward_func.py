@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 
+from trl_prl.metrics.aggregation import aggregate_step_values
 from trl_prl.prms.load import load_process_reward
 from trl_prl.prms.online import learns
 from trl_prl.prompts.chat import content_text
@@ -40,17 +41,9 @@ def aggregate_step_rewards(step_rewards: Sequence[float], aggregation: str) -> f
     scored = [reward for reward in step_rewards if not math.isnan(reward)]
     if not scored or (aggregation == "last" and math.isnan(step_rewards[-1])):
         return None
-    match aggregation:
-        case "mean":
-            return math.fsum(scored) / len(scored)
-        case "min":
-            return min(scored)
-        case "last":
-            return scored[-1]
-        case "sum":
-            return math.fsum(scored)
-        case _:
-            return math.prod(scored)
+    if aggregation == "sum":
+        return math.fsum(scored)
+    return aggregate_step_values(scored, aggregation)  # type: ignore[arg-type]
 
 
 class StepRewardFunc:
