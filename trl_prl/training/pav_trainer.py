@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
+from textwrap import dedent
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from .fresh_calibration import FreshCalibration, calibration_metrics, ended_on_t
 from .metrics import gather_rows, group_baseline, own_rows
 from .pav_config import PAVArguments, PAVConfig
 from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks
-from .setup import citation, promote_config
+from .setup import promote_config
 
 
 logger = logging.getLogger(__name__)
@@ -154,11 +154,11 @@ class PAVHooks(ProcessRewardHooks):
         self, inputs: list[dict[str, Any]], split: SplitBatch, columns: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores of this process's steps, of shape (B, S), and values of its prompts, as of [`score_values`]."""
-        user_metrics: dict[str, list[float]] = defaultdict(list)
-        user_columns: dict[str, list[Any]] = defaultdict(list)
+        user_metrics: dict[str, list[float]] = {}
+        user_columns: dict[str, list[Any]] = {}
         columns |= {
-            "log_metric": lambda name, value: user_metrics[name].append(value),
-            "log_extra": lambda column, values: user_columns[column].extend(values),
+            "log_metric": lambda name, value: user_metrics.setdefault(name, []).append(value),
+            "log_extra": lambda column, values: user_columns.setdefault(column, []).extend(values),
         }
         if "prompts" not in self._reported:
             used = PromptFormat(chat_template_kwargs=self.chat_template_kwargs)
@@ -263,7 +263,7 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
     _paper = {  # noqa: RUF012
         "title": "Rewarding Progress: Scaling Automated Process Verifiers for LLM Reasoning",
         "id": "2410.08146",
-        "citation": citation("""
+        "citation": dedent("""\
             @article{setlur2024rewarding,
                 title  = {{Rewarding Progress: Scaling Automated Process Verifiers for LLM Reasoning}},
                 author = {Amrith Setlur and Chirag Nagpal and Adam Fisch and Xinyang Geng and Jacob Eisenstein and
