@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .advantages import pav_advantages
-from .groups import Scale, check_groups, group_normalise, sample_std
+from .groups import Scale, check_groups, group_normalise
 from .step_tensors import (
     as_float32,
     check_per_completion,
@@ -280,10 +280,6 @@ def biased_step_index_normalisation(step_rewards: Tensor, num_generations: int, 
     """
     check_rows("step_rewards", step_rewards)
     check_groups(step_rewards, num_generations)
-    num_groups, num_steps = len(step_rewards) // num_generations, step_rewards.shape[1]
-    groups = as_float32(step_rewards).reshape(num_groups, num_generations, num_steps)
-    by_index = groups.transpose(1, 2).reshape(num_groups * num_steps, num_generations).double()
-    normalised = (by_index - by_index.nanmean(dim=1, keepdim=True)) / (sample_std(by_index) + eps)
-    return (
-        normalised.reshape(num_groups, num_steps, num_generations).transpose(1, 2).reshape(step_rewards.shape).float()
-    )
+    # Index by index, so that the groups of each one are neighbours.
+    by_index = group_normalise(step_rewards.T.reshape(-1), num_generations, eps=eps)
+    return by_index.reshape(step_rewards.shape[::-1]).T
