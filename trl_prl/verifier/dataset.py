@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -157,14 +158,8 @@ def prepare_row(row: dict[str, Any], index: int, tokenizer: Any, args: Any, name
     }
 
 
-_PIECES: list[tuple[Any, TokenPieces]] = []
-
-
-def _pieces_of(tokenizer: Any) -> TokenPieces:
-    """The table of the tokenizer used last: `map` calls with one row at a time, and the table takes long to build."""
-    if not _PIECES or _PIECES[0][0] is not tokenizer:
-        _PIECES[:] = [(tokenizer, TokenPieces(tokenizer))]
-    return _PIECES[0][1]
+# `map` calls with one row at a time, and the table of a tokenizer takes long to build.
+_pieces_of = lru_cache(maxsize=1)(TokenPieces)
 
 
 def has_labels(row: dict[str, Any]) -> bool:
