@@ -214,7 +214,8 @@ class ProcessRewardHooks(_Trainer):
     ) -> dict[str, float]:
         """Log and return what [`process_metric_sums`] finds over all processes, and `scalars` equal on all."""
         sums = process_metric_sums(step_rewards, process_advantages, outcome_advantages, step_ids)
-        metrics = process_metrics(self.accelerator.reduce(sums, reduction="sum"))
+        totals = self.accelerator.reduce(torch.stack([*sums.values()]), reduction="sum")
+        metrics = process_metrics(dict(zip(sums, totals.tolist(), strict=True)))
         metrics.update({f"process/{name}": value for name, value in scalars.items()})
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
