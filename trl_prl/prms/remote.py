@@ -117,22 +117,19 @@ class RemoteProcessReward:
         Returns:
             `list[list[float]]`: One number per step, NaN where there is none.
         """
-        answers = self._send("/score", _rows(prompts, steps, columns))
-        return [row for answer in answers for row in answer["step_scores"]]
+        return self._send("/score", _rows(prompts, steps, columns))[0]
 
     def _initial_values(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
-        answers = self._send("/initial_values", {"prompts": list(prompts)})
-        return [value for answer in answers for value in answer["initial_values"]]
+        return self._send("/initial_values", {"prompts": list(prompts)})[0]
 
     def _score_solutions(
         self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
     ) -> tuple[list[float], list[list[float]]]:
-        answers = self._send("/values", _rows(prompts, steps, columns))
-        initial = [value for answer in answers for value in answer["initial_values"]]
-        return initial, [row for answer in answers for row in answer["step_values"]]
+        initial_values, step_values = self._send("/values", _rows(prompts, steps, columns))
+        return initial_values, step_values
 
-    def _send(self, route: str, columns: Mapping[str, list[Any]]) -> list[Any]:
-        """Send the rows in chunks, and return the answers in order."""
+    def _send(self, route: str, columns: Mapping[str, list[Any]]) -> list[list[Any]]:
+        """Send the rows in chunks, and return what was answered under each name of `_FIELDS`, in order."""
         if len({len(rows) for rows in columns.values()}) > 1:
             raise ValueError(
                 f"There are {' and '.join(f'{len(rows)} {name}' for name, rows in columns.items())}. Row i of one "
@@ -140,7 +137,8 @@ class RemoteProcessReward:
             )
         starts = range(0, len(columns["prompts"]), self.chunk_size)
         chunks = [{name: rows[i : i + self.chunk_size] for name, rows in columns.items()} for i in starts]
-        return list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
+        answers = list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
+        return [[row for answer in answers for row in answer[name]] for name in _FIELDS[route]]
 
 
 def http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCalls:
