@@ -116,16 +116,12 @@ class TokenPieces:
         to_bytes = _token_to_bytes(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         size = max(len(tokenizer), *(i + 1 for i in added), 0)
-        table = []
-        for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(size)))):
-            table.append(b"" if token is None else to_bytes(str(token), i in added))
-        for i in self._special_texts:
-            if i < size:
-                table[i] = b""
+        silent, tokens = self._special_texts, tokenizer.convert_ids_to_tokens(list(range(size)))
+        table = [
+            b"" if token is None or i in silent else to_bytes(str(token), i in added) for i, token in enumerate(tokens)
+        ]
         # The last row stands for every id outside the vocabulary. An object array is indexed by a whole run at once.
-        array = np.full(size + 1, b"", dtype=object)
-        array[:size] = table
-        return array
+        return np.array([*table, b""], dtype=object)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
