@@ -104,16 +104,16 @@ def to_positions(values: Tensor, step_ids: Tensor) -> Tensor:
     """
     check_rows("values", values)
     check_same_shape("step_ids", step_ids, "values", values)
-    rows, tokens = (step_ids >= 0).nonzero(as_tuple=True)
-    by_position = torch.full_like(as_float32(values), math.nan)
-    by_position[rows, _positions(step_ids)[rows, tokens]] = as_float32(values)[rows, tokens]
-    return by_position
+    off_mask = step_ids < 0
+    own_first = off_mask.int().argsort(dim=1, stable=True)
+    return as_float32(values).masked_fill(off_mask, math.nan).gather(1, own_first)
 
 
 def from_positions(by_position: Tensor, step_ids: Tensor) -> Tensor:
     """The inverse of [`to_positions`]: (B, P) with P >= T, (B, T) -> (B, T), 0 off-mask."""
-    values = by_position.gather(1, _positions(step_ids).clamp(min=0))
-    return values.masked_fill(step_ids < 0, 0.0)
+    # The position of a token is the number of action tokens before it.
+    positions = (step_ids >= 0).cumsum(1) - 1
+    return by_position.gather(1, positions.clamp(min=0)).masked_fill(step_ids < 0, 0.0)
 
 
 def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
@@ -148,11 +148,6 @@ def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
     counts = known.sum(1, keepdim=True) - known.long()
     whole = sums.sum(2, keepdim=True) / counts.sum(2, keepdim=True).clamp(min=1)
     return torch.where(counts > 0, sums / counts.clamp(min=1), whole).reshape(by_position.shape).float()
-
-
-def _positions(step_ids: Tensor) -> Tensor:
-    """Number of action tokens up to each token, less one."""
-    return (step_ids >= 0).cumsum(1) - 1
 
 
 def sample_std(values: Tensor) -> Tensor:
