@@ -238,7 +238,7 @@ class ImplicitProcessReward(ModelScorer):
         """
         if self.returns == "values":
             return super().__call__(prompts, steps, **columns)
-        sums = self._sums(prompts, steps, **columns)
+        sums = self.beta * self._score(prompts, steps, columns)
         return [row[: len(texts)].tolist() for row, texts in zip(sums.diff(dim=1), steps, strict=True)]
 
     def score_solutions(
@@ -257,13 +257,7 @@ class ImplicitProcessReward(ModelScorer):
         Returns:
             `tuple[list[float], list[list[float]]]`: The values of the prompts, and those of the steps, in [0, 1].
         """
-        sums = self._sums(prompts, steps, **columns)
+        sums = self.beta * self._score(prompts, steps, columns)
         values = (sums - sums[:, :1]).sigmoid()
         rows = [row[: len(texts) + 1].tolist() for row, texts in zip(values, steps, strict=True)]
         return [row[0] for row in rows], [row[1:] for row in rows]
-
-    def _sums(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any) -> Tensor:
-        """Sums of shape (B, 1 + S) up to prompt and steps, times beta."""
-        rows = self._tokenize(prompts, steps)
-        self._count(rows, sum(map(len, steps)), columns.get("log_metric"))
-        return self.beta * self.score_tokenized(rows)

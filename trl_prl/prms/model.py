@@ -103,9 +103,7 @@ class PublicProcessReward(ModelScorer):
             `ValueError`: If there is not one prompt per solution, or a prompt cannot be read.
         """
         texts = [[step.rstrip() for step in row] for row in steps]
-        rows = self._tokenize(prompts, texts)
-        self._count(rows, sum(map(len, steps)), columns.get("log_metric"))
-        values = torch.sigmoid(self.score_tokenized(rows))[:, 1:].tolist()
+        values = torch.sigmoid(self._score(prompts, texts, columns))[:, 1:].tolist()
         initial_values = self.initial_values(prompts)
         return initial_values, [*map(with_blanks, texts, values, initial_values)]
 

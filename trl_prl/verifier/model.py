@@ -159,9 +159,7 @@ class ProcessAdvantageVerifier(ModelScorer):
         Raises:
             `ValueError`: If there is not one prompt per solution, or a prompt cannot be read.
         """
-        rows = self._tokenize(prompts, steps, columns.get("finished"))
-        self._count(rows, sum(map(len, steps)), columns.get("log_metric"))
-        values = torch.sigmoid(self._calibrated(self.score_tokenized(rows)))
+        values = torch.sigmoid(self._calibrated(self._score(prompts, steps, columns)))
         if self.settings.best_of_k != 1:
             values = best_of_k_values(values, self.settings.best_of_k)
         scores = [row[: len(texts) + 1].tolist() for row, texts in zip(values, steps, strict=True)]

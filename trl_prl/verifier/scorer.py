@@ -119,13 +119,19 @@ class ModelScorer(ABC):
     def _tokenize_row(self, prompt: Any, steps: list[str], finished: bool) -> TokenizedSteps:
         return tokenize_stepwise(self.tokenizer, prompt, steps, self.settings, self._token_pieces, finished)
 
-    def _count(self, rows: Sequence[TokenizedSteps], num_steps: int, log_metric: Any) -> None:
-        num_truncated = sum(row.num_truncated for row in rows)
+    def _score(
+        self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], columns: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Logits of prompts and steps, of shape (B, 1 + S); steps without a place of their own are counted."""
+        rows = self._tokenize(prompts, steps, columns.get("finished"))
+        num_steps, num_truncated = sum(map(len, steps)), sum(row.num_truncated for row in rows)
         self.num_steps += num_steps
         self.num_truncated_steps += num_truncated
+        log_metric = columns.get("log_metric")
         if log_metric is not None and num_steps:
             log_metric("process/verifier/truncated_steps", num_truncated / num_steps)
             log_metric("process/verifier/merged_steps", sum(row.num_merged for row in rows) / num_steps)
+        return self.score_tokenized(rows)
 
     @torch.no_grad()
     def score_tokenized(self, rows: Sequence[TokenizedSteps]) -> torch.Tensor:
