@@ -253,7 +253,7 @@ def test_what_a_served_verifier_was_trained_with_reaches_the_client(caplog: pyte
 
     with running(Served()) as server:
         remote = RemoteProcessReward(server.url)
-    assert remote.settings == VerifierSettings(prompts=made, **stored)
+    assert remote.settings == VerifierSettings(prompts=made, max_length=verifier.settings.max_length, **stored)
     warn_of_other_prompts(remote, "Q: 1+1=", made)
     warn_of_other_splitter(remote, get_splitter("fixed", step_length=7))
     assert not caplog.records

@@ -14,7 +14,7 @@ import torch
 from tests.tiny_models import prompt_dataset
 from tests.trainer_runs import make_trainer, run, score_progress, text_values, train_logs
 from trl_prl.prms.load import load_process_reward
-from trl_prl.rewards.scoring import score_prompts, score_steps
+from trl_prl.rewards.scoring import score_steps, score_values
 
 
 NAN = math.nan
@@ -166,9 +166,10 @@ def test_wrong_scores_are_refused(scores: Any, given: str, why: str, advice: str
     ],
 )
 def test_wrong_initial_values_are_refused(values: Any, message: str) -> None:
-    scorer = fixed([], initial_values=lambda prompts, **columns: values)
+    nothing: list[list[str]] = [[] for _ in PROMPTS]
+    scorer = fixed(nothing, initial_values=lambda prompts, **columns: values)
     with pytest.raises(ValueError, match=message) as error:
-        score_prompts(scorer, PROMPTS)
+        score_values(scorer, PROMPTS, nothing)
     assert "my_scorer.initial_values" in str(error.value)
 
 

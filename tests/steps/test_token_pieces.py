@@ -150,7 +150,7 @@ def test_processor_is_accepted() -> None:
         tokenizer = byte_level_tokenizer()
 
     ids = _ids(Processor.tokenizer, "Then we")
-    assert TokenPieces.from_tokenizer(Processor()).pieces(ids) == TokenPieces(Processor.tokenizer).pieces(ids)
+    assert TokenPieces(Processor()).pieces(ids) == TokenPieces(Processor.tokenizer).pieces(ids)
 
 
 def test_tokenizer_without_decoder_joins_words_with_spaces() -> None:

@@ -108,7 +108,7 @@ def test_positions_for_every_tokenizer_and_text(name: str, prompt: str, steps: l
     tokens = tokenize_stepwise(tokenizer, prompt, steps, SETTINGS, pieces_of)
     assert len(tokens.positions) == len(steps) + 1
     assert all(a <= b for a, b in itertools.pairwise(tokens.positions))
-    assert tokens.positions[-1] < len(tokens.input_ids) == tokens.num_tokens
+    assert tokens.positions[-1] < len(tokens.input_ids)
     if name in ("byte-level", "tiny"):
         # Exact for byte-level tokenizers: the tokens up to a position hold the prefix, those before it do not.
         text, pieces = prompt, tokenizer.convert_ids_to_tokens(tokens.input_ids)
@@ -166,7 +166,7 @@ def test_solutions_beyond_the_length_keep_their_head() -> None:
     cut = tokenize_stepwise(tokenizer, "1+2-4=", ["3\n", "-1\n", "#-1"], VerifierSettings(max_length=9))
     assert cut.input_ids == full.input_ids[:9]
     assert cut.positions == [5, 7, -1, -1]
-    assert (cut.num_truncated, cut.num_tokens) == (2, full.num_tokens)
+    assert cut.num_truncated == 2
     nothing = tokenize_stepwise(tokenizer, "1+2-4=", ["3\n"], VerifierSettings(max_length=4))
     assert nothing.positions == [-1, -1]
 
@@ -264,7 +264,6 @@ def test_cut_keeps_the_first_error_and_drops_the_rest() -> None:
         [1.0, pytest.approx(math.nan, nan_ok=True), 0.0],
     )
     assert cut_after_first_error(steps, [1.0, 0.2, 0.1, 1.0])[0] == steps
-    assert cut_after_first_error(steps, [1.0, 0.2, 0.1, 1.0], threshold=0.2)[0] == ["a", "b"]
 
 
 # ---- batches ----

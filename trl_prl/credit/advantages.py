@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 
 from .kl import Direction, Estimator, Level, kl_to_go
-from .step_tensors import as_float32, check_per_completion, check_rank, check_same_shape, spread_to_tokens
-
-
-__all__ = ["best_of_k_values", "pav_advantages", "prl_advantages", "step_advantages"]
+from .step_tensors import as_float32, check_per_completion, check_rows, check_same_shape, spread_to_tokens
 
 
 def prl_advantages(
@@ -103,7 +100,7 @@ def step_advantages(step_values: Tensor, initial_values: Tensor) -> Tensor:
     Raises:
         `ValueError`: If a shape does not fit.
     """
-    check_rank("step_values", step_values, 2)
+    check_rows("step_values", step_values)
     check_per_completion("initial_values", initial_values, "step_values", step_values)
     values = as_float32(step_values)
     before = torch.cat([as_float32(initial_values).unsqueeze(1), values], dim=1)
@@ -180,7 +177,7 @@ def pav_advantages(
         `ValueError`: If a shape does not fit, `alpha` is not finite, or a token belongs to a step that has no entry in
             `step_advantages`.
     """
-    check_rank("step_advantages", step_advantages, 2)
+    check_rows("step_advantages", step_advantages)
     check_per_completion("outcome_advantages", outcome_advantages, "step_advantages", step_advantages)
     weights = torch.as_tensor(alpha, dtype=torch.float32, device=step_advantages.device)
     if weights.dim():

@@ -16,28 +16,17 @@ import torch
 from torch import Tensor
 
 from .advantages import pav_advantages
-from .groups import Scale, check_groups, group_normalise, sample_std
+from .groups import Scale, check_groups, group_normalise
 from .step_tensors import (
     as_float32,
     check_per_completion,
-    check_rank,
+    check_rows,
     check_same_shape,
     check_step_ids,
     spread_to_tokens,
     suffix_sums,
 )
 
-
-__all__ = [
-    "CreditForm",
-    "biased_kl_in_reward_advantages",
-    "biased_prover_value_bonus_advantages",
-    "biased_step_index_normalisation",
-    "clip_and_delta_step_rewards",
-    "min_form_step_rewards",
-    "process_supervision_advantages",
-    "step_credit",
-]
 
 CreditForm = Literal["progress", "min_form", "return_to_go", "clip_delta"]
 
@@ -64,7 +53,7 @@ def step_credit(
     Raises:
         `ValueError`: If N does not consist of complete groups, or the form is no return.
     """
-    check_rank("step_scores", step_scores, 2)
+    check_rows("step_scores", step_scores)
     if credit == "min_form":
         shaped = min_form_step_rewards(step_scores)
     elif credit == "return_to_go":
@@ -108,7 +97,7 @@ def process_supervision_advantages(
     Raises:
         `ValueError`: If a shape does not fit or B does not consist of complete groups.
     """
-    check_rank("step_rewards", step_rewards, 2)
+    check_rows("step_rewards", step_rewards)
     normalised = group_normalise(step_rewards, num_generations, scale, eps)
     return spread_to_tokens(suffix_sums(normalised, mask=~normalised.isnan()), step_ids)
 
@@ -136,7 +125,7 @@ def min_form_step_rewards(step_rewards: Tensor, temperature: float = 0.1) -> Ten
     Raises:
         `ValueError`: If the shape does not fit or the temperature is not above 0.
     """
-    check_rank("step_rewards", step_rewards, 2)
+    check_rows("step_rewards", step_rewards)
     if not temperature > 0:
         raise ValueError(
             f"`temperature` is {temperature}. It divides the rewards inside a softmin. Pass a number above 0; the "
@@ -175,7 +164,7 @@ def clip_and_delta_step_rewards(step_rewards: Tensor, eta: float | Tensor | None
     Raises:
         `ValueError`: If the shape does not fit.
     """
-    check_rank("step_rewards", step_rewards, 2)
+    check_rows("step_rewards", step_rewards)
     rewards = as_float32(step_rewards)
     if eta is not None:
         bound = torch.as_tensor(eta, dtype=torch.float32, device=rewards.device)
@@ -235,7 +224,7 @@ def biased_kl_in_reward_advantages(
     Raises:
         `ValueError`: If a shape does not fit or B does not consist of complete groups.
     """
-    check_rank("logps", logps, 2)
+    check_rows("logps", logps)
     check_same_shape("ref_logps", ref_logps, "logps", logps)
     check_same_shape("step_ids", step_ids, "logps", logps)
     check_step_ids(step_ids)
@@ -289,12 +278,8 @@ def biased_step_index_normalisation(step_rewards: Tensor, num_generations: int, 
     Raises:
         `ValueError`: If the shape does not fit or B does not consist of complete groups.
     """
-    check_rank("step_rewards", step_rewards, 2)
+    check_rows("step_rewards", step_rewards)
     check_groups(step_rewards, num_generations)
-    num_groups, num_steps = len(step_rewards) // num_generations, step_rewards.shape[1]
-    groups = as_float32(step_rewards).reshape(num_groups, num_generations, num_steps)
-    by_index = groups.transpose(1, 2).reshape(num_groups * num_steps, num_generations).double()
-    normalised = (by_index - by_index.nanmean(dim=1, keepdim=True)) / (sample_std(by_index) + eps)
-    return (
-        normalised.reshape(num_groups, num_steps, num_generations).transpose(1, 2).reshape(step_rewards.shape).float()
-    )
+    # Index by index, so that the groups of each one are neighbours.
+    by_index = group_normalise(step_rewards.T.reshape(-1), num_generations, eps=eps)
+    return by_index.reshape(step_rewards.shape[::-1]).T

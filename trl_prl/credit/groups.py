@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .step_tensors import as_float32, check_option, check_rank, check_same_shape
+from .step_tensors import as_float32, check_option, check_rows, check_same_shape
 
 
 Scale = Literal["group", "batch", "none"]
@@ -102,18 +102,18 @@ def to_positions(values: Tensor, step_ids: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape (B, T): Entry p of a row is the value of its p-th action token; NaN behind the last.
     """
-    check_rank("values", values, 2)
+    check_rows("values", values)
     check_same_shape("step_ids", step_ids, "values", values)
-    rows, tokens = (step_ids >= 0).nonzero(as_tuple=True)
-    by_position = torch.full_like(as_float32(values), math.nan)
-    by_position[rows, _positions(step_ids)[rows, tokens]] = as_float32(values)[rows, tokens]
-    return by_position
+    off_mask = step_ids < 0
+    own_first = off_mask.int().argsort(dim=1, stable=True)
+    return as_float32(values).masked_fill(off_mask, math.nan).gather(1, own_first)
 
 
 def from_positions(by_position: Tensor, step_ids: Tensor) -> Tensor:
     """The inverse of [`to_positions`]: (B, P) with P >= T, (B, T) -> (B, T), 0 off-mask."""
-    values = by_position.gather(1, _positions(step_ids).clamp(min=0))
-    return values.masked_fill(step_ids < 0, 0.0)
+    # The position of a token is the number of action tokens before it.
+    positions = (step_ids >= 0).cumsum(1) - 1
+    return by_position.gather(1, positions.clamp(min=0)).masked_fill(step_ids < 0, 0.0)
 
 
 def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
@@ -139,7 +139,7 @@ def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
     Raises:
         `ValueError`: If N does not consist of complete groups.
     """
-    check_rank("by_position", by_position, 2)
+    check_rows("by_position", by_position)
     check_groups(by_position, num_generations)
     values = as_float32(by_position).double().reshape(-1, num_generations, by_position.shape[1])
     known = ~values.isnan()
@@ -148,11 +148,6 @@ def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
     counts = known.sum(1, keepdim=True) - known.long()
     whole = sums.sum(2, keepdim=True) / counts.sum(2, keepdim=True).clamp(min=1)
     return torch.where(counts > 0, sums / counts.clamp(min=1), whole).reshape(by_position.shape).float()
-
-
-def _positions(step_ids: Tensor) -> Tensor:
-    """Number of action tokens up to each token, less one."""
-    return (step_ids >= 0).cumsum(1) - 1
 
 
 def sample_std(values: Tensor) -> Tensor:

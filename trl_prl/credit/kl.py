@@ -39,7 +39,7 @@ from torch import Tensor
 from .step_tensors import (
     as_float32,
     check_option,
-    check_rank,
+    check_rows,
     check_same_shape,
     check_step_ids,
     edge_tokens,
@@ -89,7 +89,7 @@ def kl_to_go(
     Raises:
         `ValueError`: If a shape does not fit or an option is unknown.
     """
-    check_rank("logps", logps, 2)
+    check_rows("logps", logps)
     check_same_shape("ref_logps", ref_logps, "logps", logps)
     check_same_shape("step_ids", step_ids, "logps", logps)
     check_step_ids(step_ids)
@@ -109,7 +109,7 @@ def kl_to_go(
                 return to_go[:, 1:].flip(1).masked_fill_(~action_mask, 0.0)
             values = to_go[:, :-1].flip(1)
             return (values.add_(own) if inclusive else values).masked_fill_(~action_mask, 0.0)
-        return gather_steps(_of_steps(own, future, step_ids, action_mask, level, inclusive), step_ids, fill=0.0)
+        return gather_steps(_of_steps(own, future, step_ids, level, inclusive), step_ids, fill=0.0)
 
     return in_row_blocks(kl_of_rows, logps, ref_logps, step_ids)
 
@@ -132,15 +132,13 @@ def _sums_of_last(values: Tensor) -> Tensor:
     return sums
 
 
-def _of_steps(
-    own: Tensor, future: Tensor, step_ids: Tensor, action_mask: Tensor, level: Level, inclusive: bool
-) -> Tensor:
+def _of_steps(own: Tensor, future: Tensor, step_ids: Tensor, level: Level, inclusive: bool) -> Tensor:
     """KL to go of every step, of shape (B, S), arbitrary for ids without a token in the row."""
     to_go, num_tokens = _sums_of_last(future), own.shape[1]
     if inclusive and own is future:
-        edges = edge_tokens(step_ids, action_mask, "first" if level == "step" else "last")
+        edges = edge_tokens(step_ids, "first" if level == "step" else "last")
         return to_go.gather(1, num_tokens - edges)
-    ends = edge_tokens(step_ids, action_mask, "last")
+    ends = edge_tokens(step_ids, "last")
     values = to_go.gather(1, num_tokens - 1 - ends)
     if not inclusive:
         return values

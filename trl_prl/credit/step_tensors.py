@@ -33,7 +33,7 @@ def suffix_sums(values: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         `ValueError`: If a shape does not fit.
     """
-    check_rank("values", values, 2)
+    check_rows("values", values)
     values = as_float32(values)
     if mask is not None:
         check_same_shape("mask", mask, "values", values)
@@ -59,8 +59,8 @@ def spread_to_tokens(step_values: Tensor, step_ids: Tensor, fill: float = 0.0) -
     Raises:
         `ValueError`: If a shape does not fit, or a token belongs to a step that has no entry in `step_values`.
     """
-    check_rank("step_values", step_values, 2)
-    check_rank("step_ids", step_ids, 2)
+    check_rows("step_values", step_values)
+    check_rows("step_ids", step_ids)
     if step_ids.shape[0] != step_values.shape[0]:
         raise ValueError(
             f"`step_ids` has shape {tuple(step_ids.shape)} and `step_values` {tuple(step_values.shape)}. Row i of one "
@@ -79,16 +79,12 @@ def spread_to_tokens(step_values: Tensor, step_ids: Tensor, fill: float = 0.0) -
     return gather_steps(as_float32(step_values), step_ids, fill)
 
 
-def pad_step_rewards(
-    step_rewards: Sequence[Sequence[float | None]], device: torch.device | str | None = None
-) -> Tensor:
+def pad_step_rewards(step_rewards: Sequence[Sequence[float | None]]) -> Tensor:
     """Ragged lists of step rewards as one tensor, padded with NaN.
 
     Args:
         step_rewards (`Sequence[Sequence[float | None]]`):
             One list per completion, one number per step; `None` or NaN marks a step that cannot be scored.
-        device (`torch.device` or `str`, *optional*):
-            Where the tensor is created, PyTorch's default device if not given.
 
     Returns:
         `torch.Tensor` of shape (B, S): Float32, with S the largest number of steps. NaN marks padding and unscorable
@@ -99,14 +95,14 @@ def pad_step_rewards(
         [math.nan if reward is None else float(reward) for reward in row] + [math.nan] * (num_steps - len(row))
         for row in step_rewards
     ]
-    return torch.tensor(rows, dtype=torch.float32, device=device).reshape(len(rows), num_steps)
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), num_steps)
 
 
-def edge_tokens(step_ids: Tensor, action_mask: Tensor, edge: Literal["first", "last"]) -> Tensor:
-    """Position of the first or last token of each step: (B, T), (B, T) -> (B, S). 0 for ids without one in the row."""
+def edge_tokens(step_ids: Tensor, edge: Literal["first", "last"]) -> Tensor:
+    """Position of the first or last token of each step: (B, T) -> (B, S). 0 for ids without a token in the row."""
     # A step begins or ends at most where the id changes. Only these few positions are looked at further, and of those
     # with the same id (a step interrupted by tool output has several) the outermost one counts.
-    is_candidate = action_mask.clone()
+    is_candidate = step_ids >= 0
     differs = step_ids[:, 1:] != step_ids[:, :-1]
     if edge == "first":
         is_candidate[:, 1:] &= differs
@@ -138,12 +134,11 @@ def as_float32(tensor: Tensor) -> Tensor:
     return tensor.detach().float()
 
 
-def check_rank(name: str, tensor: Tensor, rank: int) -> None:
-    if tensor.dim() != rank:
-        wanted = {1: "(B,), one number per completion", 2: "(B, T) or (B, S), one row per completion"}[rank]
+def check_rows(name: str, tensor: Tensor) -> None:
+    if tensor.dim() != 2:
         raise ValueError(
             f"`{name}` has shape {tuple(tensor.shape)}. Credit is assigned over rows of tokens or steps, so it needs "
-            f"{rank} dimension(s). Pass a tensor of shape {wanted}."
+            "2 dimensions. Pass a tensor of shape (B, T) or (B, S), one row per completion."
         )
 
 
@@ -190,12 +185,8 @@ def step_end_mask(step_ids: Tensor) -> Tensor:
     Returns:
         `torch.Tensor`: Boolean mask of shape (B, T).
     """
-    # Steps come in order, so the smallest id behind a token, holes left out, is the step of the next action token.
-    beyond = torch.iinfo(step_ids.dtype).max
-    ids = step_ids.masked_fill(step_ids < 0, beyond)
-    smallest_from_here = ids.flip(1).cummin(1).values.flip(1)
-    following = torch.nn.functional.pad(smallest_from_here[:, 1:], (0, 1), value=beyond)
-    return (step_ids >= 0) & (step_ids != following)
+    ends = gather_steps(edge_tokens(step_ids, "last"), step_ids, fill=-1)
+    return ends == torch.arange(step_ids.shape[1], device=step_ids.device)
 
 
 def action_mask(batch: Mapping[str, Any]) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from trl_prl.verifier.rows import start_ids
+
 from .heads import QwenProcessRewardModel, SkyworkProcessRewardModel
 
 
@@ -100,12 +102,6 @@ def tokenize_pieces(
     # The last token that starts before the end of the piece.
     positions = np.searchsorted(starts, ends, side="left") - 1 + len(start)
     return [*start, *encoding["input_ids"]], positions.tolist()
-
-
-def start_ids(tokenizer: Any) -> list[int]:
-    """The start token, if the tokenizer puts one before a text."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

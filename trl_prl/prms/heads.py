@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, Qwen2Model, Qwen2PreTrainedModel
+from transformers import AutoConfig, Qwen2ForTokenClassification, Qwen2Model, Qwen2PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from trl_prl.generation.server_calls import UnusableAnswerError
@@ -23,10 +23,10 @@ _TOKENS_PER_CHUNK = 2048
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-class QwenProcessRewardModel(Qwen2PreTrainedModel):
+class QwenProcessRewardModel(Qwen2ForTokenClassification):
     """Qwen2.5-Math-PRM: Qwen2 with a two-layer head over two labels, the second for a right step.
 
-    Overrides `forward` of [`~transformers.PreTrainedModel`]; weights are `model.*`, `score.0.*` and `score.2.*`.
+    Weights are `model.*`, `score.0.*` and `score.2.*`; all else is inherited unchanged.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
@@ -34,23 +34,8 @@ class QwenProcessRewardModel(Qwen2PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         size = config.hidden_size
-        self.model = Qwen2Model(config)
         self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
         self.post_init()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
-        """Logits of shape (B, T, 2)."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return TokenClassifierOutput(logits=self.score(hidden))
-
-
-class _ValueHead(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.summary = nn.Linear(size, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.summary(hidden.to(self.summary.weight.dtype))
 
 
 class SkyworkProcessRewardModel(Qwen2PreTrainedModel):
@@ -64,13 +49,14 @@ class SkyworkProcessRewardModel(Qwen2PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model = Qwen2Model(config)
-        self.v_head = _ValueHead(config.hidden_size)
+        self.v_head = nn.ModuleDict({"summary": nn.Linear(config.hidden_size, 1)})
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
         """Logits of shape (B, T, 1)."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return TokenClassifierOutput(logits=self.v_head(hidden))
+        head = self.v_head["summary"]
+        return TokenClassifierOutput(logits=head(hidden.to(head.weight.dtype)))
 
 
 class LabelTokenClassifier(nn.Module):

@@ -13,17 +13,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trl_prl.generation.adapters import with_adapter
 from trl_prl.metrics.calibration import outcome_metrics
-from trl_prl.steps.token_pieces import TokenPieces
-from trl_prl.verifier.batches import StepwiseCollator, collated
-from trl_prl.verifier.model import ProcessAdvantageVerifier
-from trl_prl.verifier.rows import TokenizedSteps, VerifierSettings, tokenize_stepwise
+from trl_prl.verifier.batches import collated
+from trl_prl.verifier.rows import TokenizedSteps
+from trl_prl.verifier.scorer import ModelScorer
+from trl_prl.verifier.settings import VerifierSettings
 
 from .heads import LogRatio
-from .model import _ModelReward
 from .online import JointTraining, known_outcomes
 
 
-class ImplicitProcessReward(_ModelReward):
+class ImplicitProcessReward(ModelScorer):
     r"""
     Progress of every step by `beta * (log pi - log pi_ref)`, summed over its tokens.
 
@@ -103,10 +102,9 @@ class ImplicitProcessReward(_ModelReward):
             max_length=max_length,
         )
         scorer = LogRatio(model, reference)
-        super().__init__(ProcessAdvantageVerifier(scorer, tokenizer, settings, max_batch_tokens))
+        super().__init__(scorer, tokenizer, settings, max_batch_tokens)
         scorer.eval()
         self._training = None if learning_rate is None else JointTraining(model, learning_rate)
-        self._token_pieces = TokenPieces(tokenizer)
 
     def _check(self, model: Any, reference: Any, learning_rate: float | None, lora_rank: int) -> None:
         if self.returns not in ("advantages", "values"):
@@ -171,7 +169,7 @@ class ImplicitProcessReward(_ModelReward):
             return {}
         rows, targets = [], []
         for i, outcome in known_outcomes(outcomes):
-            row = tokenize_stepwise(self.tokenizer, prompts[i], steps[i], self.settings, self._token_pieces)
+            row = self._tokenize_row(prompts[i], list(steps[i]), finished=True)
             if steps[i] and row.positions[-1] >= 0:
                 rows.append(replace(row, positions=[row.positions[0], row.positions[-1]]))
                 targets.append(outcome)
@@ -196,9 +194,7 @@ class ImplicitProcessReward(_ModelReward):
         pairs: list[tuple[float, float]],
     ) -> Iterator[Tensor]:
         """Parts of the mean cross-entropy over the solutions of all processes; logits and outcomes go to `pairs`."""
-        given = [{"input_ids": row.input_ids, "positions": row.positions} for row in rows]
-        collator = StepwiseCollator(self.tokenizer.pad_token_id or 0)
-        for indices, batch in collated(given, collator, self._scorer.max_batch_tokens, training.device):
+        for indices, batch in collated([vars(row) for row in rows], self.max_batch_tokens, training.device):
             ratios = self.model(batch["input_ids"], batch["attention_mask"], use_cache=False).logits.squeeze(-1)
             ratios = ratios.gather(1, batch["positions"])
             logits = self.beta * (ratios[:, 1] - ratios[:, 0])
@@ -241,8 +237,8 @@ class ImplicitProcessReward(_ModelReward):
             `list[list[float]]`: One number per step, NaN beyond `max_length`.
         """
         if self.returns == "values":
-            return [[*row] for row in self.score_solutions(prompts, steps, **columns)[1]]
-        sums = self._sums(prompts, steps, **columns)
+            return super().__call__(prompts, steps, **columns)
+        sums = self.beta * self._score(prompts, steps, columns)
         return [row[: len(texts)].tolist() for row, texts in zip(sums.diff(dim=1), steps, strict=True)]
 
     def score_solutions(
@@ -261,16 +257,7 @@ class ImplicitProcessReward(_ModelReward):
         Returns:
             `tuple[list[float], list[list[float]]]`: The values of the prompts, and those of the steps, in [0, 1].
         """
-        sums = self._sums(prompts, steps, **columns)
+        sums = self.beta * self._score(prompts, steps, columns)
         values = (sums - sums[:, :1]).sigmoid()
         rows = [row[: len(texts) + 1].tolist() for row, texts in zip(values, steps, strict=True)]
         return [row[0] for row in rows], [row[1:] for row in rows]
-
-    def _sums(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any) -> Tensor:
-        """Sums of shape (B, 1 + S) up to prompt and steps, times beta."""
-        rows = [
-            tokenize_stepwise(self.tokenizer, prompt, list(texts), self.settings, self._token_pieces)
-            for prompt, texts in zip(prompts, steps, strict=True)
-        ]
-        self._count(rows, sum(map(len, steps)), columns.get("log_metric"))
-        return self.beta * self._scorer.score_tokenized(rows)

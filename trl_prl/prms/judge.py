@@ -15,9 +15,10 @@ from types import NoneType
 from typing import Any, Literal
 
 from trl_prl.generation.server_calls import UnusableAnswerError, ask_openai, openai_calls, part_of
+from trl_prl.verifier.rows import text_messages
 
 from .families import question_of
-from .model import as_messages
+from .model import with_blanks
 
 
 logger = logging.getLogger(__name__)
@@ -166,19 +167,11 @@ class JudgeProcessReward:
         texts = [[step.strip() for step in row] for row in steps]
         shown = [[text for text in row if text] for row in texts]
         judge = self._probabilities if self.method == "probability" else self._verdicts
-        questions = [question_of(as_messages(prompt)) for prompt in prompts]
+        questions = [question_of(text_messages(prompt)) for prompt in prompts]
         found = judge(questions, shown)
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric("process/judge/tokens", self.cost.prompt_tokens + self.cost.completion_tokens - before)
-        rows: list[list[float | None]] = []
-        for row, values in zip(texts, found, strict=True):
-            value, rest = self.initial_value, iter(values)
-            filled: list[float | None] = []
-            for text in row:
-                value = next(rest) if text else value
-                filled.append(value)
-            rows.append(filled)
-        return rows
+        return [[*with_blanks(row, values, self.initial_value)] for row, values in zip(texts, found, strict=True)]
 
     def initial_values(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The constant `initial_value` for every prompt."""

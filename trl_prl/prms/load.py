@@ -97,7 +97,8 @@ def _load_named(path: str, options: dict[str, Any]) -> ProcessReward:
         return JudgeProcessReward(path, **for_no_model(JudgeProcessReward.__init__, options))
     if ":" in path and not Path(path).exists():
         for_no_model(lambda: None, options)
-        return _import(path)
+        found = import_object(path, "process reward")
+        return found() if isinstance(found, type) else found
     return _load_model_reward(path, **options)
 
 
@@ -105,11 +106,6 @@ def _known_options() -> dict[str, str]:
     """Annotations of all options that are heeded here; `from_pretrained` has others."""
     rewards = (RemoteProcessReward, JudgeProcessReward, PublicProcessReward, ImplicitProcessReward, OnlineVerifier)
     return annotations_of(*(one.__init__ for one in rewards), *FAMILIES.values(), _load_model_reward)
-
-
-def _import(name: str) -> Any:
-    found = import_object(name, "process reward")
-    return found() if isinstance(found, type) else found
 
 
 def _load_model_reward(
@@ -140,11 +136,11 @@ def _load_model_reward(
         tokenizer = load_verifier_tokenizer(path, revision)
         return ProcessAdvantageVerifier(served, tokenizer, max_batch_tokens=max_batch_tokens)
     if family == "verifier":
-        given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
-        given["device"] = None if "device_map" in kwargs else device
         refresh = take(options, OnlineVerifier.__init__)
         check_loading_options(options, OnlineVerifier.__init__)
+        given: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "revision": revision}
         verifier = ProcessAdvantageVerifier.from_pretrained(path, **given, **kwargs, **options)
+        verifier = _on_device(verifier, device, kwargs)
         if not refresh:
             return verifier
         return OnlineVerifier(

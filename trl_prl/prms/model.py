@@ -2,77 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 
-from trl_prl.verifier.model import ProcessAdvantageVerifier
-from trl_prl.verifier.rows import TokenizedSteps, VerifierSettings
+from trl_prl.verifier.rows import TokenizedSteps, text_messages
+from trl_prl.verifier.scorer import ModelScorer
+from trl_prl.verifier.settings import VerifierSettings
 
 from .families import Family
 
 
-class _ModelReward:
-    """What the process rewards over a model in this process share: where it lies, and how it is prepared.
-
-    Args:
-        scorer ([`ProcessAdvantageVerifier`]):
-            Batches tokenised solutions and reads the model at their positions.
-    """
-
-    def __init__(self, scorer: ProcessAdvantageVerifier) -> None:
-        self._scorer = scorer
-        self.__name__ = scorer.__name__
-        self.num_steps = 0
-        """Steps scored or left out so far."""
-        self.num_truncated_steps = 0
-        """Steps left out so far, because they lie beyond `settings.max_length`."""
-
-    @property
-    def model(self) -> Any:
-        """The model."""
-        return self._scorer.model
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        return self._scorer.tokenizer
-
-    @property
-    def settings(self) -> VerifierSettings:
-        """Splitter of the training data, and the most tokens of a solution."""
-        return self._scorer.settings
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self._scorer.device
-
-    def to(self, device: torch.device | str) -> Any:
-        """Move the model to a device, in place, and return the process reward."""
-        self._scorer.to(device)
-        return self
-
-    def prepare(self, accelerator: Any) -> None:
-        """Get ready for a training with `accelerate`, as [`ProcessAdvantageVerifier`] does.
-
-        Args:
-            accelerator (`accelerate.Accelerator`):
-                The trainer's.
-        """
-        self._scorer.prepare(accelerator)
-
-    def _count(self, rows: Sequence[TokenizedSteps], num_steps: int, log_metric: Any) -> None:
-        num_truncated = sum(row.num_truncated for row in rows)
-        self.num_steps += num_steps
-        self.num_truncated_steps += num_truncated
-        if log_metric is not None and num_steps:
-            log_metric("process/verifier/truncated_steps", num_truncated / num_steps)
-            log_metric("process/verifier/merged_steps", sum(row.num_merged for row in rows) / num_steps)
-
-
-class PublicProcessReward(_ModelReward):
+class PublicProcessReward(ModelScorer):
     r"""
     Scores steps with a public process reward model, as its family was trained, in one forward per solution.
 
@@ -114,7 +56,7 @@ class PublicProcessReward(_ModelReward):
         max_batch_tokens: int = 16384,
     ) -> None:
         settings = VerifierSettings(step_splitter=family.step_splitter, max_length=max_length)
-        super().__init__(ProcessAdvantageVerifier(model, tokenizer, settings, max_batch_tokens))
+        super().__init__(model, tokenizer, settings, max_batch_tokens)
         self.family = family
         self.initial_value = initial_value
         ids = [] if family.marker is None else tokenizer.encode(family.marker, add_special_tokens=False)
@@ -124,24 +66,6 @@ class PublicProcessReward(_ModelReward):
                 f"'{self.__name__}' turns into {len(ids)} tokens ({ids}). The model was not trained with it. Check "
                 "that the tokenizer is the model's own, or give another `family`."
             )
-
-    def __call__(
-        self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
-    ) -> list[list[float | None]]:
-        """Values of the steps.
-
-        Args:
-            prompts (`Sequence`):
-                One prompt per solution, plain text or messages.
-            steps (`Sequence[Sequence[str]]`):
-                Texts of the steps of each solution.
-            **columns:
-                As for [`~PublicProcessReward.score_solutions`].
-
-        Returns:
-            `list[list[float]]`: One value per step, in [0, 1]; NaN for steps beyond `max_length`.
-        """
-        return [[*row] for row in self.score_solutions(prompts, steps, **columns)[1]]
 
     def initial_values(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The constant `initial_value` for every prompt.
@@ -178,52 +102,36 @@ class PublicProcessReward(_ModelReward):
         Raises:
             `ValueError`: If there is not one prompt per solution, or a prompt cannot be read.
         """
-        if len(prompts) != len(steps):
-            raise ValueError(
-                f"There are {len(prompts)} prompts and {len(steps)} solutions. Row i of one belongs to row i of the "
-                "other. Pass one prompt per solution."
-            )
         texts = [[step.rstrip() for step in row] for row in steps]
-        rows = [self._tokenize(prompt, row) for prompt, row in zip(prompts, texts, strict=True)]
-        self._count(rows, sum(map(len, steps)), columns.get("log_metric"))
-        values = torch.sigmoid(self._scorer.score_tokenized(rows))[:, 1:].tolist()
-        return self.initial_values(prompts), [
-            self._with_blanks(row, found) for row, found in zip(texts, values, strict=True)
-        ]
+        values = torch.sigmoid(self._score(prompts, texts, columns))[:, 1:].tolist()
+        initial_values = self.initial_values(prompts)
+        return initial_values, [*map(with_blanks, texts, values, initial_values)]
 
-    def _tokenize(self, prompt: Any, texts: Sequence[str]) -> TokenizedSteps:
-        kept = [text for text in texts if text]
-        ids, positions = self.family.tokenize(self.tokenizer, as_messages(prompt), kept)
+    def _tokenize_row(self, prompt: Any, steps: list[str], finished: bool) -> TokenizedSteps:
+        kept = [text for text in steps if text]
+        ids, positions = self.family.tokenize(self.tokenizer, text_messages(prompt), kept)
         limit = self.settings.max_length or len(ids)
         # The first position is the prompt's, which is not read.
         read = [-1, *(position if position < limit else -1 for position in positions)]
-        return TokenizedSteps(ids[:limit], read, len(texts) - len(kept), len(ids))
-
-    def _with_blanks(self, texts: Sequence[str], values: Sequence[float]) -> list[float]:
-        row, value, found = [], self.initial_value, iter(values)
-        for text in texts:
-            value = next(found) if text else value
-            row.append(value)
-        return row
+        return TokenizedSteps(ids[:limit], read, len(steps) - len(kept))
 
 
-def as_messages(prompt: Any) -> list[Mapping[str, Any]]:
-    """Messages of a prompt; a plain text is one of the user.
+def with_blanks(texts: Sequence[str], values: Iterable[float], initial_value: float) -> list[float]:
+    """Values of all steps, out of those of the steps that hold more than white space.
 
     Args:
-        prompt (`str` or `Sequence[Mapping]`):
-            Plain text, or messages with `role` and `content`.
+        texts (`Sequence[str]`):
+            Texts of the steps, without white space at their ends.
+        values (`Iterable[float]`):
+            Values of those that are not empty.
+        initial_value (`float`):
+            Value of the prompt.
 
     Returns:
-        `list[Mapping]`: The messages.
-
-    Raises:
-        `ValueError`: If there is no text for every message.
+        `list[float]`: One value per step; an empty one has the value of the step before.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt or ())
-    if not messages or not all(isinstance(message.get("content"), str) for message in messages):
-        raise ValueError(
-            f"The prompt is {prompt!r:.120}, in which there is no text for every message. A verifier reads text only. "
-            "Pass a string, or messages whose `content` is a string."
-        )
-    return messages
+    row, value, found = [], initial_value, iter(values)
+    for text in texts:
+        value = next(found) if text else value
+        row.append(value)
+    return row

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trl_prl.generation.adapters import with_adapter
 from trl_prl.metrics.calibration import outcome_metrics
-from trl_prl.verifier.batches import StepwiseCollator, collated, gather_positions
+from trl_prl.verifier.batches import collated, gather_positions
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.rows import TokenizedSteps
 from trl_prl.verifier.settings import VerifierSettings
@@ -185,8 +185,7 @@ class OnlineVerifier(ProcessAdvantageVerifier):
             {"input_ids": row.input_ids, "positions": row.positions, "labels": [outcome] * len(row.positions)}
             for row, outcome in self._training.share(rollouts)
         ]
-        collator = StepwiseCollator(self.tokenizer.pad_token_id or 0)
-        for _, batch in collated(rows, collator, self.max_batch_tokens, self._training.device):
+        for _, batch in collated(rows, self.max_batch_tokens, self._training.device):
             logits = self.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
             logits = self._calibrated(gather_positions(logits, batch["positions"], self._right_label))
             losses = binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none")
@@ -210,7 +209,7 @@ class OnlineVerifier(ProcessAdvantageVerifier):
         """
         self._training.load_state_dict(state)
         self._recent.clear()
-        self._recent.extend((TokenizedSteps(ids, places, 0, len(ids)), y) for ids, places, y in state["rollouts"])
+        self._recent.extend((TokenizedSteps(ids, places, 0), y) for ids, places, y in state["rollouts"])
         self._num_fresh, self._num_updates, self._num_refreshes, self._next_refresh = state["counts"]
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -11,8 +11,7 @@ from types import NoneType
 from typing import Any
 
 from trl_prl.generation.server_calls import PassingError, ServerCalls, UnusableAnswerError
-from trl_prl.prompts.format import PromptFormat
-from trl_prl.verifier.rows import VerifierSettings
+from trl_prl.verifier.settings import VerifierSettings
 
 
 TOKEN_VARIABLE = "TRL_PRL_TOKEN"
@@ -118,22 +117,19 @@ class RemoteProcessReward:
         Returns:
             `list[list[float]]`: One number per step, NaN where there is none.
         """
-        answers = self._send("/score", _rows(prompts, steps, columns))
-        return [row for answer in answers for row in answer["step_scores"]]
+        return self._send("/score", _rows(prompts, steps, columns))[0]
 
     def _initial_values(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
-        answers = self._send("/initial_values", {"prompts": list(prompts)})
-        return [value for answer in answers for value in answer["initial_values"]]
+        return self._send("/initial_values", {"prompts": list(prompts)})[0]
 
     def _score_solutions(
         self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
     ) -> tuple[list[float], list[list[float]]]:
-        answers = self._send("/values", _rows(prompts, steps, columns))
-        initial = [value for answer in answers for value in answer["initial_values"]]
-        return initial, [row for answer in answers for row in answer["step_values"]]
+        initial_values, step_values = self._send("/values", _rows(prompts, steps, columns))
+        return initial_values, step_values
 
-    def _send(self, route: str, columns: Mapping[str, list[Any]]) -> list[Any]:
-        """Send the rows in chunks, and return the answers in order."""
+    def _send(self, route: str, columns: Mapping[str, list[Any]]) -> list[list[Any]]:
+        """Send the rows in chunks, and return what was answered under each name of `_FIELDS`, in order."""
         if len({len(rows) for rows in columns.values()}) > 1:
             raise ValueError(
                 f"There are {' and '.join(f'{len(rows)} {name}' for name, rows in columns.items())}. Row i of one "
@@ -141,7 +137,8 @@ class RemoteProcessReward:
             )
         starts = range(0, len(columns["prompts"]), self.chunk_size)
         chunks = [{name: rows[i : i + self.chunk_size] for name, rows in columns.items()} for i in starts]
-        return list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
+        answers = list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
+        return [[row for answer in answers for row in answer[name]] for name in _FIELDS[route]]
 
 
 def http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCalls:
@@ -270,10 +267,5 @@ def _number(value: Any) -> float:
 
 def _settings(info: Mapping[str, Any]) -> VerifierSettings:
     """What a contradiction is told by, as far as the servers say it."""
-    return VerifierSettings(
-        step_splitter=info.get("step_splitter"),
-        step_length=info.get("step_length") or 256,
-        best_of_k=info.get("best_of_k") or 1,
-        prompts=PromptFormat.from_dict(info["prompts"]) if info.get("prompts") else None,
-        prompt_type=info.get("prompt_type"),
-    )
+    given = {name: value for name, value in info.items() if value is not None}
+    return VerifierSettings.from_dict({"step_splitter": None, **given})

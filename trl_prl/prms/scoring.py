@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from trl_prl.rewards.scoring import check_initial_values, check_step_scores, score_values, takes, wait_for
+from trl_prl.rewards.checks import scoring_function, takes
+from trl_prl.rewards.scoring import score_values
 from trl_prl.steps.plain_text import split_text
 from trl_prl.steps.split import get_splitter
-from trl_prl.verifier.loading import text_splitter
 
 
 def score_prefixes(
@@ -38,17 +38,13 @@ def score_prefixes(
     Raises:
         `ValueError`: If the scorer does not return one number per step.
     """
-    name = getattr(process_reward, "__name__", type(process_reward).__name__)
-    whole = getattr(process_reward, "score_solutions", None)
-    asks = finished is not None and takes(process_reward if whole is None else whole, "finished")
+    asks = finished is not None and takes(scoring_function(process_reward), "finished")
     columns = {"finished": list(finished or ())} if asks else {}
-    if whole is not None:
-        found = wait_for(whole(prompts=list(prompts), steps=[list(row) for row in steps], **columns))
-        initial, scores = check_initial_values(found[0], len(prompts), name), check_step_scores(found[1], steps, name)
-    else:
-        scores, starts = score_values(process_reward, prompts, steps, columns)
-        initial = torch.zeros(len(prompts)) if starts is None else starts
-        scores = scores.cumsum(1) if starts is None else scores
+    # Who scores prompts and steps at once gives values, whatever it returns when it is called.
+    kind = "values" if hasattr(process_reward, "score_solutions") else None
+    scores, initial = score_values(process_reward, prompts, steps, columns, process_reward_type=kind)
+    if initial is None:
+        scores, initial = scores.cumsum(1), torch.zeros(len(prompts))
     return initial.tolist(), [row[: len(texts)].tolist() for row, texts in zip(scores, steps, strict=True)]
 
 
@@ -67,9 +63,8 @@ def splitter_for(process_reward: Any, name: str | None = None) -> Callable[[str]
     Raises:
         `ValueError`: If there is no such splitter.
     """
-    if hasattr(process_reward, "settings") and hasattr(process_reward, "tokenizer"):
-        return text_splitter(process_reward, name)
     settings = getattr(process_reward, "settings", None)
-    stored, step_length = getattr(settings, "step_splitter", None), getattr(settings, "step_length", 256)
-    splitter = get_splitter(name or stored or "newline", step_length=step_length)
-    return lambda text: split_text(splitter, text)
+    name = name or getattr(settings, "step_splitter", None) or "newline"
+    splitter = get_splitter(name, step_length=getattr(settings, "step_length", 256))
+    tokenizer = getattr(process_reward, "tokenizer", None) if name == "fixed" else None
+    return lambda text: split_text(splitter, text, tokenizer)

@@ -12,8 +12,8 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
-from trl_prl.rewards.checks import has_initial_values, stored_best_of_k
-from trl_prl.rewards.scoring import returned_type, score_steps, takes
+from trl_prl.rewards.checks import has_initial_values, stored_best_of_k, takes
+from trl_prl.rewards.scoring import callable_name, returned_type, score_steps
 
 from .scoring import score_prefixes
 
@@ -120,26 +120,26 @@ class MicroBatcher:
     async def run(self) -> None:
         """Score batches until cancelled."""
         while True:
-            jobs = await self._next_batch()
-            try:
-                results = await asyncio.to_thread(self._score, jobs)
-            except ValueError as error:
-                if len(jobs) == 1:
-                    _fail(jobs[0], error)
-                    continue
+            await self._answer(await self._next_batch())
+
+    async def _answer(self, jobs: Sequence[_Job]) -> None:
+        results: Sequence[Any]
+        try:
+            results = await asyncio.to_thread(self._score, jobs)
+        # The service goes on; the clients of this batch hear of it and try again.
+        except Exception as error:
+            if isinstance(error, ValueError) and len(jobs) > 1:
                 for job in jobs:
-                    try:
-                        _finish(job, (await asyncio.to_thread(self._score, [job]))[0])
-                    except Exception as alone:
-                        _fail(job, alone)
+                    await self._answer([job])
+                return
+            results = [error] * len(jobs)
+        for job, result in zip(jobs, results, strict=True):
+            if job.future.done():  # its client may have gone
                 continue
-            # The service goes on; the clients of this batch hear of it and try again.
-            except Exception as error:
-                for job in jobs:
-                    _fail(job, error)
-                continue
-            for job, result in zip(jobs, results, strict=True):
-                _finish(job, result)
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
 
     async def _next_batch(self) -> list[_Job]:
         jobs = [self._kept or await self._jobs.get()]
@@ -167,16 +167,6 @@ class MicroBatcher:
             found = list(zip(initial, values, strict=True))
         rows = iter(found)
         return [list(islice(rows, len(job.prompts))) for job in jobs]
-
-
-def _finish(job: _Job, result: Any) -> None:
-    if not job.future.done():  # its client may have gone
-        job.future.set_result(result)
-
-
-def _fail(job: _Job, error: Exception) -> None:
-    if not job.future.done():
-        job.future.set_exception(error)
 
 
 def create_app(process_reward: Any, *, token: str | None = None, max_batch: int = 256) -> FastAPI:
@@ -262,16 +252,14 @@ def describe(process_reward: Any) -> Info:
     """
     settings = getattr(process_reward, "settings", None)
     prompts = getattr(settings, "prompts", None)
+    names = ("step_splitter", "step_length", "max_length", "prompt_type")
     return Info(
-        name=getattr(process_reward, "__name__", type(process_reward).__name__),
+        name=callable_name(process_reward),
         returns=returned_type(process_reward, None),
         has_initial_values=has_initial_values(process_reward),
-        step_splitter=getattr(settings, "step_splitter", None),
-        step_length=getattr(settings, "step_length", None),
-        max_length=getattr(settings, "max_length", None),
         prompts=None if prompts is None else asdict(prompts),
-        prompt_type=getattr(settings, "prompt_type", None),
         best_of_k=stored_best_of_k(settings),
+        **{name: getattr(settings, name, None) for name in names},
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import re
 
+from .parts import depths
+
 
 # Longer answers are compared letter by letter.
 MAX_CHARS = 1000
@@ -213,8 +215,4 @@ def is_prose(text: str) -> bool:
 
 def is_deep(text: str) -> bool:
     """Whether brackets are nested as nobody nests them."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest > _MAX_DEPTH
+    return max(depths(text), default=0) > _MAX_DEPTH

@@ -25,6 +25,32 @@ PASSED = ("prompts", "steps", "trainer_state", "log_metric", "log_extra")
 NEVER_PASSED = ("prompt", "completion", "completion_ids", "step")
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """Signature of a function; `None` for builtins and compiled functions that have none."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function can be called with an argument of some name."""
+    signature = signature_of(function)
+    parameters = () if signature is None else signature.parameters.values()
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def asks_for(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function names an argument that only those are given who name it; to take any is not to ask for it."""
+    signature = signature_of(function)
+    return signature is not None and name in signature.parameters
+
+
+def scoring_function(process_reward: ProcessReward) -> Callable[..., Any]:
+    """What scores solutions: the method for prompts and steps at once where there is one, or the process reward."""
+    return getattr(process_reward, "score_solutions", process_reward)
+
+
 def check_signature(function: Callable[..., Any], name: str) -> None:
     """Refuse a function that cannot be called as a process reward is, before a model generates anything.
 
@@ -37,9 +63,8 @@ def check_signature(function: Callable[..., Any], name: str) -> None:
     Raises:
         `TypeError`: if it lacks a parameter that is passed, or needs one that is not.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins and compiled functions have none
+    signature = signature_of(function)
+    if signature is None:
         return
     parameters = signature.parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -92,8 +117,7 @@ def check_process_reward(
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
     if credit == "progress" and None not in (says, process_reward_type) and says != process_reward_type:
         _warn_of_other_type(name, str(says), str(process_reward_type))
-    whole = getattr(process_reward, "score_solutions", None) if is_values else None
-    check_signature(process_reward if whole is None else whole, name)
+    check_signature(scoring_function(process_reward) if is_values else process_reward, name)
     if not is_values:
         if initial_value is not None:
             _warn_of_initial_value(name, initial_value, values_prompts=False)
@@ -140,15 +164,6 @@ def _warn_of_initial_value(name: str, initial_value: float, values_prompts: bool
             "gives scores that are taken as they are, without a value of the prompt, so it is not used. Leave it out."
         )
     logger.warning("`initial_value=%s` was set, but the process reward '%s' %s", initial_value, name, reason)
-
-
-def asks_for(process_reward: ProcessReward, name: str) -> bool:
-    """Whether a process reward names an argument that only those are given who name it."""
-    function = getattr(process_reward, "score_solutions", process_reward)
-    try:
-        return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some builtins and compiled functions have none
-        return False
 
 
 def has_initial_values(process_reward: ProcessReward) -> bool:

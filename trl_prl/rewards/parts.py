@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import accumulate
 
 
 _MATRIX = re.compile(r"\[?\s*\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*\]?")
-_OPENING, _CLOSING = "([{", ")]}"
 
 
 def parse_parts(text: str) -> tuple[str, list[str]] | None:
@@ -47,20 +48,19 @@ def _items(text: str) -> list[str]:
 
 def closing_place(text: str) -> int:
     """Where the bracket is closed that a text begins with; -1 if nowhere."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character in _OPENING) - (character in _CLOSING)
-        if depth == 0:
-            return place
-    return -1
+    return next((place for place, depth in enumerate(depths(text)) if depth == 0), -1)
 
 
 def split_outside(text: str, separators: str) -> list[str]:
     """Split at separators that are in no bracket."""
-    parts, depth, begin = [], 0, 0
-    for place, character in enumerate(text):
-        depth += (character in _OPENING) - (character in _CLOSING)
-        if depth == 0 and character in separators:
+    parts, begin = [], 0
+    for place, depth in enumerate(depths(text)):
+        if depth == 0 and text[place] in separators:
             parts.append(text[begin:place].strip())
             begin = place + 1
     return [*parts, text[begin:].strip()]
+
+
+def depths(text: str) -> Iterator[int]:
+    """For each character, how many brackets are open behind it."""
+    return accumulate((character in "([{") - (character in ")]}") for character in text)

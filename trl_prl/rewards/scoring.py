@@ -60,15 +60,6 @@ def callable_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function can be called with an argument of some name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins and compiled functions have none
-        return False
-    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
 def has_rows(scores: Any) -> bool:
     """Whether a process reward returned a sequence of sequences: lists, tuples, arrays or tensors of rank 2."""
     try:
@@ -182,19 +173,6 @@ def check_step_scores(scores: Any, steps: Sequence[Sequence[str]], name: str) ->
     return pad_step_rewards(rows)
 
 
-def score_prompts(process_reward: ProcessReward, prompts: Sequence[Any], /, **columns: Any) -> torch.Tensor:
-    """Values of the prompts themselves, by the `initial_values` method of a process reward.
-
-    Returns:
-        `torch.Tensor`: Values of shape (B,), float32, NaN where a prompt cannot be scored.
-
-    Raises:
-        `ValueError`: if the method does not return one finite number, `None` or NaN per prompt.
-    """
-    values = wait_for(process_reward.initial_values(prompts=list(prompts), **columns))  # type: ignore[attr-defined]
-    return check_initial_values(values, len(prompts), f"{callable_name(process_reward)}.initial_values")
-
-
 def check_initial_values(values: Any, num_prompts: int, name: str) -> torch.Tensor:
     """Check what a process reward returned for prompts.
 
@@ -210,7 +188,7 @@ def check_initial_values(values: Any, num_prompts: int, name: str) -> torch.Tens
         `torch.Tensor`: Values of shape (B,), float32, NaN where a prompt cannot be scored.
 
     Raises:
-        `ValueError`: as for [`score_prompts`].
+        `ValueError`: if it is not one finite number, `None` or NaN per prompt.
     """
     if len(values) != num_prompts:
         raise ValueError(
@@ -255,7 +233,7 @@ def score_values(
         float32, NaN where there is no step or no score; `None` for the prompts where the scores are advantages.
 
     Raises:
-        `ValueError`: as [`score_steps`] and [`score_prompts`] do.
+        `ValueError`: as [`score_steps`] and [`check_initial_values`] do.
     """
     columns = columns or {}
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
@@ -270,7 +248,9 @@ def score_values(
     if not is_values:
         return scores, None
     if hasattr(process_reward, "initial_values"):
-        return scores, score_prompts(process_reward, prompts, **columns)
+        values = wait_for(process_reward.initial_values(prompts=list(prompts), **columns))
+        name = f"{callable_name(process_reward)}.initial_values"
+        return scores, check_initial_values(values, len(prompts), name)
     return scores, torch.full((len(prompts),), math.nan if initial_value is None else initial_value)
 
 

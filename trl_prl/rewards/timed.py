@@ -9,7 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from typing import IO, Any, cast
+from typing import Any
 
 from .outcomes import load_reward
 
@@ -61,7 +61,7 @@ class TimedReward:
         self.timeout = timeout
         self.num_workers = num_workers
         self.max_memory = max_memory
-        self._checker: subprocess.Popen[bytes] | None = None
+        self._checker: Any = None  # a `subprocess.Popen`
 
     def __enter__(self) -> TimedReward:
         return self
@@ -106,12 +106,12 @@ class TimedReward:
         """Send the completions that are pending and take their rewards as they come."""
         if self._checker is None:
             self._checker = _start_checker()
-            pickle.dump((self.name, self.timeout, self.num_workers, self.max_memory), self._stdin())
+            pickle.dump((self.name, self.timeout, self.num_workers, self.max_memory), self._checker.stdin)
         for task in pending.items():
-            pickle.dump(task, self._stdin())
-        self._stdin().flush()
+            pickle.dump(task, self._checker.stdin)
+        self._checker.stdin.flush()
         while pending:
-            index, kind, value = pickle.load(cast(IO[bytes], self._checker.stdout))
+            index, kind, value = pickle.load(self._checker.stdout)
             if kind == "error":
                 raise pickle.loads(value)
             if kind == "lost":
@@ -125,22 +125,19 @@ class TimedReward:
             rewards[index] = value if kind == "reward" else None
             del pending[index]
 
-    def _stdin(self) -> IO[bytes]:
-        return cast(IO[bytes], cast(Any, self._checker).stdin)
-
     def close(self) -> None:
         """End the processes."""
         checker, self._checker = self._checker, None
         if checker is None:
             return
         with contextlib.suppress(BrokenPipeError):
-            cast(IO[bytes], checker.stdin).close()
+            checker.stdin.close()
         try:
             checker.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(checker.pid, signal.SIGKILL)
             checker.wait()
-        cast(IO[bytes], checker.stdout).close()
+        checker.stdout.close()
 
 
 def _start_checker() -> subprocess.Popen[bytes]:

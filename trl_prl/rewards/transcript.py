@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,6 +12,7 @@ from torch import Tensor
 from trl_prl.prompts.chat import content_text
 from trl_prl.steps.token_pieces import TokenPieces
 
+from .checks import asks_for
 from .scoring import callable_name
 
 
@@ -42,14 +42,6 @@ class TranscriptSegment:
     tool_calls: tuple[dict[str, Any], ...] = ()
 
 
-def asks_for_transcript(function: Callable[..., Any]) -> bool:
-    """Whether a function names a parameter `transcript`; to take any column is not to ask for it."""
-    try:
-        return "transcript" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some builtins and compiled functions have no signature
-        return False
-
-
 def add_transcript(
     function: Callable[..., Any], columns: dict[str, Any], make: Callable[[], list[list[TranscriptSegment]]]
 ) -> None:
@@ -66,7 +58,7 @@ def add_transcript(
     Raises:
         `ValueError`: if it asks for them, and the data set has a column of that name.
     """
-    if not asks_for_transcript(function):
+    if not asks_for(function, "transcript"):
         return
     if "transcript" in columns:
         raise ValueError(

@@ -46,8 +46,13 @@ class MarkdownSplitter(TextSplitter):
 
     newline: bool = False
 
+    @property
+    def delimiter(self) -> str:
+        """What ends a step outside of the blocks."""
+        return "\n" if self.newline else "\n\n"
+
     def boundaries(self, text: bytes) -> Sequence[int]:
-        ends = [match.end() for match in delimiter_pattern("\n" if self.newline else "\n\n").finditer(text)]
+        ends = [match.end() for match in delimiter_pattern(self.delimiter).finditer(text)]
         if not ends:
             return ends
         kept: list[int] = []

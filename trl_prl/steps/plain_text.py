@@ -5,6 +5,7 @@ Layer 0: no model, no trainer; a tokenizer where steps are to end at its tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,24 +55,53 @@ def _text_ends(splitter: StepSplitter, text: str, tokenizer: Any) -> list[int]:
     """Step ends of a text's tokens, as character ends."""
     token_pieces = TokenPieces(tokenizer)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    ids = encoding["input_ids"]
-    token_ends = splitter.step_ends(token_pieces.pieces(ids))
+    token_ends = splitter.step_ends(token_pieces.pieces(encoding["input_ids"]))
     if not token_ends:
         return [len(text)]
-    literal = token_pieces.literal_pieces(ids)
-    raw, joined = text.encode("utf-8", "surrogatepass"), b"".join(literal)
+    starts, ends = token_spans(tokenizer, text, encoding, token_pieces)
+    # What lies between two tokens belongs to the one before.
+    reached = np.maximum(ends, np.append(starts[1:], len(text)))
+    return [int(reached[end - 1]) for end in token_ends]
+
+
+def token_spans(
+    tokenizer: Any, text: str, encoding: Mapping[str, Any], token_pieces: TokenPieces
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tokens of a text lie in it.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        text (`str`):
+            The text.
+        encoding (`Mapping`):
+            What the tokenizer made of it: `input_ids` and, if it is a fast one, `offset_mapping`.
+        token_pieces ([`TokenPieces`]):
+            Bytes of the tokenizer's tokens.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: Character at which each of N tokens starts, and up to which it reaches, of
+        shape (N,); both never decrease. A token that holds a part of a character covers it.
+
+    Raises:
+        `ValueError`: If the tokenizer does not keep the text and has no offsets.
+    """
+    pieces = token_pieces.literal_pieces(encoding["input_ids"])
+    raw, joined = text.encode("utf-8", "surrogatepass"), b"".join(pieces)
     if joined in (raw, b" " + raw):
-        # SentencePiece puts a space before a text, which is not part of it.
-        added = len(joined) - len(raw)
-        byte_ends = np.cumsum([len(piece) for piece in literal]) - added
-        # A continuation byte never starts a character, so this counts the characters begun up to each end.
-        begun = np.cumsum((np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80)
-        return [int(begun[max(byte_ends[end - 1], 1) - 1]) for end in token_ends]
+        # Exact. SentencePiece puts a space before a text, which is not part of it.
+        byte_ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64) - (len(joined) - len(raw))
+        byte_ends = np.maximum(byte_ends, 0)
+        byte_starts = np.concatenate([[0], byte_ends[:-1]])[: len(byte_ends)]
+        # Continuation bytes start no character, so this counts the characters begun before each byte.
+        is_start = (np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80
+        begun = np.concatenate([[0], np.cumsum(is_start)])
+        return begun[np.minimum(byte_starts + 1, len(raw))] - 1, begun[byte_ends]
     if not tokenizer.is_fast:
         raise ValueError(
             f"The text was tokenised by a {type(tokenizer).__name__}, which changes text and has no offsets, so its "
-            "tokens cannot be found in the text again. Use the fast version of the tokenizer, or split without one."
+            "tokens, and the steps, cannot be found in the text again. Use the fast version of the tokenizer; to "
+            "split a text, none is needed."
         )
-    # A tokenizer that normalises: what lies between two tokens belongs to the one before.
-    offsets = encoding["offset_mapping"]
-    return [max(offsets[end - 1][1], offsets[end][0]) if end < len(offsets) else len(text) for end in token_ends]
+    offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    return np.maximum.accumulate(offsets[:, 0]), np.maximum.accumulate(offsets[:, 1])

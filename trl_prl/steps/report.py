@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from trl_prl.types import StepSplitter
 
 from .markdown import MarkdownSplitter
-from .splitters import DelimiterSplitter, TextSplitter, delimiter_pattern
+from .splitters import DelimiterSplitter, delimiter_pattern
 from .token_pieces import TokenPieces
 
 
@@ -26,6 +26,8 @@ class DelimiterReport:
     Attributes:
         delimiter (`str`):
             Delimiter of the splitter.
+        naive_token (`str`):
+            Token that a look-up by `encode(delimiter)[0]` would take for the delimiter.
         num_occurrences (`int`):
             Occurrences in the completions.
         num_ended_step (`int`):
@@ -34,8 +36,6 @@ class DelimiterReport:
             Occurrences inside a block that the splitter does not cut (code, tables, mathematics).
         num_merged (`int`):
             Occurrences that end no step because nothing but whitespace or tags is before or after them.
-        naive_token (`str`):
-            Token that a look-up by `encode(delimiter)[0]` would take for the delimiter.
         num_missed_by_id (`int`):
             Occurrences without that token, which such a look-up would miss.
         tokens (`dict[str, int]`):
@@ -43,13 +43,13 @@ class DelimiterReport:
     """
 
     delimiter: str
-    num_occurrences: int
-    num_ended_step: int
-    num_protected: int
-    num_merged: int
     naive_token: str
-    num_missed_by_id: int
-    tokens: dict[str, int]
+    num_occurrences: int = 0
+    num_ended_step: int = 0
+    num_protected: int = 0
+    num_merged: int = 0
+    num_missed_by_id: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -152,54 +152,43 @@ class _DelimiterCounter:
     """Follows every occurrence of the delimiter from the text to the step ends."""
 
     def __init__(self, splitter: StepSplitter, tokenizer: Any) -> None:
-        self._delimiter: str | None = None
-        if isinstance(splitter, DelimiterSplitter):
-            self._delimiter = splitter.delimiter
-        elif isinstance(splitter, MarkdownSplitter):
-            self._delimiter = "\n" if splitter.newline else "\n\n"
-        if self._delimiter is None or not isinstance(splitter, TextSplitter):
+        self._report: DelimiterReport | None = None
+        if not isinstance(splitter, DelimiterSplitter | MarkdownSplitter):
             return
         self._splitter = splitter
         # With special tokens, because that is what the look-up by id does.
-        self._naive_id = next(iter(tokenizer.encode(self._delimiter)), -1)
-        self._naive_token = str(tokenizer.convert_ids_to_tokens([self._naive_id])[0]) if self._naive_id >= 0 else ""
-        self._counts: Counter[str] = Counter()
+        self._naive_id = next(iter(tokenizer.encode(splitter.delimiter)), -1)
+        naive_token = str(tokenizer.convert_ids_to_tokens([self._naive_id])[0]) if self._naive_id >= 0 else ""
+        self._report = DelimiterReport(splitter.delimiter, naive_token)
         self._tokens: Counter[bytes] = Counter()
 
     def add(self, ids: Sequence[int], pieces: list[bytes], ends: list[int]) -> None:
-        if self._delimiter is None:
+        report = self._report
+        if report is None:
             return
         text = b"".join(pieces)
         byte_ends = np.cumsum([len(piece) for piece in pieces])
         boundaries = set(self._splitter.boundaries(text))
         ended = set(ends)
-        for match in delimiter_pattern(self._delimiter).finditer(text):
+        for match in delimiter_pattern(report.delimiter).finditer(text):
             first = int(np.searchsorted(byte_ends, match.start(), side="right"))
             last = int(np.searchsorted(byte_ends, match.end(), side="left"))
-            self._counts["occurrences"] += 1
+            report.num_occurrences += 1
             self._tokens[pieces[last]] += 1
             if match.end() not in boundaries:
-                self._counts["protected"] += 1
+                report.num_protected += 1
             elif last + 1 in ended or (last + 1 < len(pieces) and not text[byte_ends[last] :]):
-                self._counts["ended_step"] += 1
+                report.num_ended_step += 1
             else:
-                self._counts["merged"] += 1
+                report.num_merged += 1
             if self._naive_id not in ids[first : last + 1]:
-                self._counts["missed_by_id"] += 1
+                report.num_missed_by_id += 1
 
     def report(self) -> DelimiterReport | None:
-        if self._delimiter is None:
-            return None
-        return DelimiterReport(
-            delimiter=self._delimiter,
-            num_occurrences=self._counts["occurrences"],
-            num_ended_step=self._counts["ended_step"],
-            num_protected=self._counts["protected"],
-            num_merged=self._counts["merged"],
-            naive_token=self._naive_token,
-            num_missed_by_id=self._counts["missed_by_id"],
-            tokens={piece.decode("utf-8", "replace"): count for piece, count in self._tokens.most_common(8)},
-        )
+        if self._report is not None:
+            frequent = self._tokens.most_common(8)
+            self._report.tokens = {piece.decode("utf-8", "replace"): count for piece, count in frequent}
+        return self._report
 
 
 def _summary(values: list[int]) -> dict[str, float]:

@@ -23,28 +23,10 @@ from .splitters import (
     DelimiterSplitter,
     FixedLengthSplitter,
     RegexSplitter,
-    TextSplitter,
     TurnSplitter,
     is_blank,
 )
 from .token_pieces import TokenPieces
-
-
-__all__ = [
-    "ByteSplitter",
-    "DelimiterSplitter",
-    "FixedLengthSplitter",
-    "MarkdownSplitter",
-    "RegexSplitter",
-    "SentenceSplitter",
-    "SplitBatch",
-    "TextSplitter",
-    "TokenPieces",
-    "TurnSplitter",
-    "get_splitter",
-    "split_completions",
-    "step_ids_from_ends",
-]
 
 
 @dataclass(frozen=True)

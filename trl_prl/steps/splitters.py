@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 import regex
@@ -280,9 +281,5 @@ class RegexSplitter(TextSplitter):
             ) from error
         if len(decoded) == len(text):
             return offsets
-        byte_offsets, previous, total = [], 0, 0
-        for offset in offsets:
-            total += len(decoded[previous:offset].encode("utf-8", "surrogateescape"))
-            byte_offsets.append(total)
-            previous = offset
-        return byte_offsets
+        parts = (decoded[start:end] for start, end in pairwise([0, *offsets]))
+        return list(accumulate(len(part.encode("utf-8", "surrogateescape")) for part in parts))

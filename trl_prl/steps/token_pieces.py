@@ -15,6 +15,8 @@ import regex
 
 
 _BYTE_TOKEN = regex.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Kinds of decoder steps that change the text of each token.
+_REWRITES = ("Metaspace", "Replace", "WordPiece", "BPEDecoder", "Words")
 # What a WordPiece decoder with `cleanup` does to the space it puts before punctuation and contractions.
 _WORDPIECE_CLEANUP = regex.compile(r" (?=[.?!,]|n't|'(?:m|s|ve|re)(?![^\W_]))")
 
@@ -51,11 +53,6 @@ class TokenPieces:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> TokenPieces:
-        """Build from a tokenizer or processor; the same as the constructor."""
-        return cls(tokenizer)
 
     def __len__(self) -> int:
         return len(self._table) - 1
@@ -119,16 +116,12 @@ class TokenPieces:
         to_bytes = _token_to_bytes(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         size = max(len(tokenizer), *(i + 1 for i in added), 0)
-        table = []
-        for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(size)))):
-            table.append(b"" if token is None else to_bytes(str(token), i in added))
-        for i in self._special_texts:
-            if i < size:
-                table[i] = b""
+        silent, tokens = self._special_texts, tokenizer.convert_ids_to_tokens(list(range(size)))
+        table = [
+            b"" if token is None or i in silent else to_bytes(str(token), i in added) for i, token in enumerate(tokens)
+        ]
         # The last row stands for every id outside the vocabulary. An object array is indexed by a whole run at once.
-        array = np.full(size + 1, b"", dtype=object)
-        array[:size] = table
-        return array
+        return np.array([*table, b""], dtype=object)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
@@ -175,7 +168,7 @@ def _flatten(state: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 def _from_decoder(tokenizer: Any, steps: list[dict[str, Any]]) -> Callable[[str, bool], bytes]:
     """Compose the decoder's steps into one function of a single token."""
-    rewrites: list[Callable[[str], str]] = []
+    rewrites: list[dict[str, Any]] = []
     byte_level = byte_fallback = fused = False
     for step in steps:
         kind = step["type"]
@@ -191,7 +184,7 @@ def _from_decoder(tokenizer: Any, steps: list[dict[str, Any]]) -> Callable[[str,
             # Takes a space off the start of a whole text; a completion is never the start of a text.
             continue
         elif kind in _REWRITES:
-            rewrites.append(_REWRITES[kind](step))
+            rewrites.append(step)
         else:
             raise _unsupported(tokenizer, f"its decoder has a step of type {kind!r}")
 
@@ -201,48 +194,29 @@ def _from_decoder(tokenizer: Any, steps: list[dict[str, Any]]) -> Callable[[str,
             return bytes(_BYTE_OF[character] for character in token)
         if byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
-        for rewrite in rewrites:
-            token = rewrite(token)
+        for step in rewrites:
+            token = _rewrite(step, token)
         return token.encode("utf-8", "surrogatepass")
 
     return to_bytes
 
 
-def _metaspace(step: dict[str, Any]) -> Callable[[str], str]:
-    return lambda token: token.replace(step["replacement"], " ")
-
-
-def _replace(step: dict[str, Any]) -> Callable[[str], str]:
+def _rewrite(step: dict[str, Any], token: str) -> str:
+    """What one step of the decoder, of a kind in `_REWRITES`, makes of a token."""
+    match step["type"]:
+        case "Metaspace":
+            return token.replace(step["replacement"], " ")
+        case "BPEDecoder":
+            return token.replace(step["suffix"], " ")
+        case "Words":
+            return f" {token}"
+        case "WordPiece":
+            token = token.removeprefix(step["prefix"]) if token.startswith(step["prefix"]) else f" {token}"
+            return _WORDPIECE_CLEANUP.sub("", token) if step["cleanup"] else token
     pattern, content = step["pattern"], step["content"]
     if "String" in pattern:
-        return lambda token: token.replace(pattern["String"], content)
-    compiled = regex.compile(pattern["Regex"])
-    return lambda token: compiled.sub(lambda _: content, token)
-
-
-def _wordpiece(step: dict[str, Any]) -> Callable[[str], str]:
-    def rewrite(token: str) -> str:
-        token = token.removeprefix(step["prefix"]) if token.startswith(step["prefix"]) else f" {token}"
-        return _WORDPIECE_CLEANUP.sub("", token) if step["cleanup"] else token
-
-    return rewrite
-
-
-def _suffix(step: dict[str, Any]) -> Callable[[str], str]:
-    return lambda token: token.replace(step["suffix"], " ")
-
-
-def _words(step: dict[str, Any]) -> Callable[[str], str]:
-    return lambda token: f" {token}"
-
-
-_REWRITES: dict[str, Callable[[dict[str, Any]], Callable[[str], str]]] = {
-    "Metaspace": _metaspace,
-    "Replace": _replace,
-    "WordPiece": _wordpiece,
-    "BPEDecoder": _suffix,
-    "Words": _words,
-}
+        return token.replace(pattern["String"], content)
+    return regex.sub(pattern["Regex"], lambda _: content, token)
 
 
 def _byte_alphabet() -> dict[str, int]:

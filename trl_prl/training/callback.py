@@ -219,7 +219,7 @@ class ProcessRewardCallback(TrainerCallback):
 
         trainer.__class__ = type(original_class.__name__, (PAVHooks, original_class), {})
         try:
-            trainer.set_up_steps(self.step_splitter, self.arguments.step_length)
+            trainer.set_up_steps(self.step_splitter)
             trainer.set_up_process_reward(self.process_reward, self.arguments)
             trainer.process_reward_state.restore(self._checkpoint, trainer.args.output_dir)
             trainer.set_up_recording(self.arguments)

@@ -17,7 +17,7 @@ from trl.models import unwrap_model_for_generation
 from trl_prl.evaluation.samples import Unfinished, evaluate_problems
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Problem
-from trl_prl.metrics.sampling_estimates import mean_pass_at_k, pass_at_k
+from trl_prl.metrics.sampling_estimates import mean_pass_at_k
 from trl_prl.prompts.chat import prompt_token_ids
 from trl_prl.rewards.timed import TimedReward
 from trl_prl.types import OutcomeReward, SamplingParams
@@ -218,13 +218,10 @@ class EvaluationCallback(TrainerCallback):
         counted = [[bool(correct) for correct, _, _ in row if correct is not None] for row in outcomes]
         flat = [sample for row in outcomes for sample in row]
         metrics = {}
-        known = [row for row in counted if row]
-        if known:
-            metrics[f"avg_at_{self.n}"] = mean_pass_at_k(known, 1)
-        for k in self.k:
-            values = [pass_at_k(len(row), sum(row), k) for row in counted if len(row) >= k]
-            if values:
-                metrics[f"pass_at_{k}"] = sum(values) / len(values)
+        for name, k in ((f"avg_at_{self.n}", 1), *((f"pass_at_{k}", k) for k in self.k)):
+            enough = [row for row in counted if len(row) >= k]
+            if enough:
+                metrics[name] = mean_pass_at_k(enough, k)
         metrics["unfinished"] = sum(cut for _, cut, _ in flat) / len(flat)
         metrics["unchecked"] = sum(correct is None for correct, _, _ in flat) / len(flat)
         metrics["no_answer"] = sum(unanswered for _, _, unanswered in flat) / len(flat)

@@ -31,33 +31,12 @@ from trl_prl.credit.groups import from_positions, leave_one_out, to_positions
 from trl_prl.credit.step_tensors import step_end_mask
 
 
-FIELDS = (
-    "num_completions",
-    "num_steps",
-    "num_tokens",
-    "num_scored",
-    "num_zero",
-    "reward",
-    "reward_square",
-    "process",
-    "process_square",
-    "outcome",
-    "outcome_square",
-    "num_rewarded",
-    "mean_reward",
-    "mean_reward_square",
-    "advantage",
-    "advantage_square",
-    "mean_reward_advantage",
-)
-
-
 def process_metric_sums(
     step_rewards: torch.Tensor,
     process_advantages: torch.Tensor,
     outcome_advantages: torch.Tensor,
     step_ids: torch.Tensor,
-) -> torch.Tensor:
+) -> dict[str, torch.Tensor]:
     """Sums from which the `process/` metrics follow; those of several processes add up.
 
     Args:
@@ -71,7 +50,7 @@ def process_metric_sums(
             Step of each token of shape (B, T), -1 off the action mask.
 
     Returns:
-        `torch.Tensor`: Sums of shape (len(FIELDS),).
+        `dict[str, torch.Tensor]`: Sums by name, numbers in float64.
     """
     # Squares of thousands of tokens lose digits in float32; Apple's GPUs have nothing else.
     dtype = torch.float32 if step_ids.device.type == "mps" else torch.float64
@@ -85,27 +64,26 @@ def process_metric_sums(
     num_scored = scored_mask.sum(1)
     rewarded_mask = (num_scored > 0).to(dtype)
     mean_rewards = rewards.sum(1) / num_scored.clamp(min=1)
-    return torch.stack(
-        [
-            action_mask.any(1).sum().to(dtype),
-            end_mask.sum().to(dtype),
-            num_tokens.sum(),
-            num_scored.sum().to(dtype),
-            (scored_mask & (rewards == 0)).sum().to(dtype),
-            rewards.sum(),
-            rewards.square().sum(),
-            process.sum(),
-            process.square().sum(),
-            (outcome * num_tokens).sum(),
-            (outcome.square() * num_tokens).sum(),
-            rewarded_mask.sum(),
-            (mean_rewards * rewarded_mask).sum(),
-            (mean_rewards.square() * rewarded_mask).sum(),
-            (outcome * rewarded_mask).sum(),
-            (outcome.square() * rewarded_mask).sum(),
-            (outcome * mean_rewards * rewarded_mask).sum(),
-        ]
-    )
+    sums = {
+        "num_completions": action_mask.any(1).sum(),
+        "num_steps": end_mask.sum(),
+        "num_tokens": num_tokens.sum(),
+        "num_scored": num_scored.sum(),
+        "num_zero": (scored_mask & (rewards == 0)).sum(),
+        "reward": rewards.sum(),
+        "reward_square": rewards.square().sum(),
+        "process": process.sum(),
+        "process_square": process.square().sum(),
+        "outcome": (outcome * num_tokens).sum(),
+        "outcome_square": (outcome.square() * num_tokens).sum(),
+        "num_rewarded": rewarded_mask.sum(),
+        "mean_reward": (mean_rewards * rewarded_mask).sum(),
+        "mean_reward_square": (mean_rewards.square() * rewarded_mask).sum(),
+        "advantage": (outcome * rewarded_mask).sum(),
+        "advantage_square": (outcome.square() * rewarded_mask).sum(),
+        "mean_reward_advantage": (outcome * mean_rewards * rewarded_mask).sum(),
+    }
+    return {name: total.to(dtype) for name, total in sums.items()}
 
 
 def moments(total: float, square: float, count: float) -> tuple[float, float]:
@@ -116,35 +94,34 @@ def moments(total: float, square: float, count: float) -> tuple[float, float]:
     return mean, max(square / count - mean * mean, 0.0)
 
 
-def process_metrics(sums: torch.Tensor) -> dict[str, float]:
+def process_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Read the `process/` metrics off the sums of all processes.
 
     Args:
-        sums (`torch.Tensor`):
-            Sums of shape (len(FIELDS),) from [`process_metric_sums`], added over processes.
+        sums (`Mapping[str, float]`):
+            Sums from [`process_metric_sums`], added over processes.
 
     Returns:
         `dict[str, float]`: Metric by name; left out where nothing was there to measure.
     """
-    s = dict(zip(FIELDS, sums.tolist(), strict=True))
-    reward_mean, reward_variance = moments(s["reward"], s["reward_square"], s["num_scored"])
-    _, process_variance = moments(s["process"], s["process_square"], s["num_tokens"])
-    _, outcome_variance = moments(s["outcome"], s["outcome_square"], s["num_tokens"])
-    x_mean, x_variance = moments(s["mean_reward"], s["mean_reward_square"], s["num_rewarded"])
-    y_mean, y_variance = moments(s["advantage"], s["advantage_square"], s["num_rewarded"])
+    reward_mean, reward_variance = moments(sums["reward"], sums["reward_square"], sums["num_scored"])
+    _, process_variance = moments(sums["process"], sums["process_square"], sums["num_tokens"])
+    _, outcome_variance = moments(sums["outcome"], sums["outcome_square"], sums["num_tokens"])
+    x_mean, x_variance = moments(sums["mean_reward"], sums["mean_reward_square"], sums["num_rewarded"])
+    y_mean, y_variance = moments(sums["advantage"], sums["advantage_square"], sums["num_rewarded"])
     metrics = {
-        "process/steps_per_completion": divide(s["num_steps"], s["num_completions"]),
-        "process/tokens_per_step": divide(s["num_tokens"], s["num_steps"]),
+        "process/steps_per_completion": divide(sums["num_steps"], sums["num_completions"]),
+        "process/tokens_per_step": divide(sums["num_tokens"], sums["num_steps"]),
         "process/reward/mean": reward_mean,
-        "process/reward/std": math.sqrt(reward_variance) if reward_variance >= 0 else math.nan,
-        "process/reward/frac_zero": divide(s["num_zero"], s["num_scored"]),
-        "process/unscorable_frac": divide(s["num_steps"] - s["num_scored"], s["num_steps"]),
+        "process/reward/std": math.sqrt(reward_variance),
+        "process/reward/frac_zero": divide(sums["num_zero"], sums["num_scored"]),
+        "process/unscorable_frac": divide(sums["num_steps"] - sums["num_scored"], sums["num_steps"]),
         "process/advantage_share": divide(process_variance, process_variance + outcome_variance),
     }
     # Below this a variance is rounding noise, and a correlation would be a ratio of two rounding errors.
     tiny = 1e-12
     if min(x_variance, y_variance) > tiny:
-        covariance = s["mean_reward_advantage"] / s["num_rewarded"] - x_mean * y_mean
+        covariance = sums["mean_reward_advantage"] / sums["num_rewarded"] - x_mean * y_mean
         metrics["process/outcome_correlation"] = covariance / math.sqrt(x_variance * y_variance)
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 

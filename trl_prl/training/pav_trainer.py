@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
+from textwrap import dedent
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ from trl_prl.rewards.checks import (
     asks_for,
     check_process_reward,
     describe_range,
+    scoring_function,
+    takes,
     warn_of_other_prompts,
     warn_of_other_splitter,
     warn_of_second_best_of_k,
 )
-from trl_prl.rewards.scoring import callable_name, prepare_process_reward, progress_of, score_values, takes
+from trl_prl.rewards.scoring import callable_name, prepare_process_reward, progress_of, score_values
 from trl_prl.rewards.transcript import add_transcript, token_transcripts
 from trl_prl.steps.split import SplitBatch
 from trl_prl.types import ProcessReward, StepSplitter
@@ -34,7 +36,7 @@ from .fresh_calibration import FreshCalibration, calibration_metrics, ended_on_t
 from .metrics import gather_rows, group_baseline, own_rows
 from .pav_config import PAVArguments, PAVConfig
 from .process_grpo_trainer import ProcessGRPOTrainer, ProcessRewardHooks
-from .setup import citation, promote_config
+from .setup import promote_config
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,6 @@ class PAVHooks(ProcessRewardHooks):
     fresh_calibration: FreshCalibration | None
     process_reward_state: ProcessRewardState
     _reported: set[str]
-    _prompts_compared: bool
 
     def set_up_process_reward(self, process_reward: ProcessReward, process_args: PAVArguments) -> None:
         """Prepare scoring.
@@ -65,7 +66,7 @@ class PAVHooks(ProcessRewardHooks):
         self.process_reward, self.process_args = process_reward, process_args
         warn_of_other_splitter(self.process_reward, self.step_splitter)
         warn_of_second_best_of_k(self.process_reward, process_args.best_of_k)
-        self._reported, self._prompts_compared = set(), False
+        self._reported = set()
         every = process_args.calibration_steps
         self.process_source = f"the process reward '{callable_name(process_reward)}' at alpha={process_args.alpha}"
         self.fresh_calibration = FreshCalibration(every) if every else None
@@ -86,11 +87,12 @@ class PAVHooks(ProcessRewardHooks):
         settings = self.process_args
         outcome_advantages, step_ids = output["advantages"], output["step_ids"]
         finished = ended_on_their_own(output["completion_ids"], step_ids, self.eos_token_ids)
-        columns, function = self._columns(inputs), getattr(self.process_reward, "score_solutions", self.process_reward)
-        if asks_for(self.process_reward, "step_token_ids"):
+        columns, function = self._columns(inputs), scoring_function(self.process_reward)
+        if asks_for(function, "step_token_ids"):
             columns["step_token_ids"] = split.token_ids(output["completion_ids"])
         add_transcript(function, columns, lambda: token_transcripts(self.token_pieces, output, self.completions))
-        scores, initial_values = self._score(inputs, split, dict(columns), finished)
+        end = {"finished": finished} if takes(function, "finished") else {}
+        scores, initial_values = self._score(inputs, split, {**columns, **end})
         if self.fresh_calibration is not None and self._mode == "train":
             self._compare_with_outcomes(self.fresh_calibration, scores, split, finished)
         credit = self._step_credit(scores, initial_values).to(step_ids.device)
@@ -149,21 +151,19 @@ class PAVHooks(ProcessRewardHooks):
         return {**{name: [row[name] for row in inputs] for name in kept}, "trainer_state": self.state, **given}
 
     def _score(
-        self, inputs: list[dict[str, Any]], split: SplitBatch, columns: dict[str, Any], finished: list[bool]
+        self, inputs: list[dict[str, Any]], split: SplitBatch, columns: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores of this process's steps, of shape (B, S), and values of its prompts, as of [`score_values`]."""
-        user_metrics: dict[str, list[float]] = defaultdict(list)
-        user_columns: dict[str, list[Any]] = defaultdict(list)
+        user_metrics: dict[str, list[float]] = {}
+        user_columns: dict[str, list[Any]] = {}
         columns |= {
-            "log_metric": lambda name, value: user_metrics[name].append(value),
-            "log_extra": lambda column, values: user_columns[column].extend(values),
+            "log_metric": lambda name, value: user_metrics.setdefault(name, []).append(value),
+            "log_extra": lambda column, values: user_columns.setdefault(column, []).extend(values),
         }
-        if takes(getattr(self.process_reward, "score_solutions", self.process_reward), "finished"):
-            columns["finished"] = finished
-        if not self._prompts_compared:
+        if "prompts" not in self._reported:
             used = PromptFormat(chat_template_kwargs=self.chat_template_kwargs)
             warn_of_other_prompts(self.process_reward, inputs[0]["prompt"], used)
-            self._prompts_compared = True
+            self._reported.add("prompts")
         scores = score_values(
             self.process_reward,
             [row.get("prompt") for row in inputs],
@@ -263,7 +263,7 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
     _paper = {  # noqa: RUF012
         "title": "Rewarding Progress: Scaling Automated Process Verifiers for LLM Reasoning",
         "id": "2410.08146",
-        "citation": citation("""
+        "citation": dedent("""\
             @article{setlur2024rewarding,
                 title  = {{Rewarding Progress: Scaling Automated Process Verifiers for LLM Reasoning}},
                 author = {Amrith Setlur and Chirag Nagpal and Adam Fisch and Xinyang Geng and Jacob Eisenstein and

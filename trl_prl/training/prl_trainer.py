@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from textwrap import dedent
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .hacking_radar import HackingRadar
 from .metrics import gather_rows, group_baseline, own_rows
 from .prl_config import PRLConfig
 from .process_grpo_trainer import ProcessGRPOTrainer
-from .setup import citation, promote_config
+from .setup import promote_config
 
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class PRLTrainer(ProcessGRPOTrainer):
     _paper = {  # noqa: RUF012
         "title": "PRL: Process Reward Learning Improves LLMs' Reasoning Ability and Broadens the Reasoning Boundary",
         "id": "2601.10201",
-        "citation": citation("""
+        "citation": dedent("""\
             @article{prl2026,
                 title  = {{PRL: Process Reward Learning Improves LLMs' Reasoning Ability and Broadens the Reasoning
                            Boundary}},

@@ -69,15 +69,15 @@ class ProcessRewardHooks(_Trainer):
     _loss_beta: float = 0.0
     _rollout_step_rewards: list[list[float]] | None = None
 
-    def set_up_steps(self, step_splitter: StepSplitter | str, step_length: int) -> None:
-        """Prepare splitting by a splitter, or by its name as in [`get_splitter`].
+    def set_up_steps(self, step_splitter: StepSplitter) -> None:
+        """Prepare splitting by a splitter.
 
         Raises:
-            `ValueError`: if the loss type is not known to use per-token advantages, or no splitter has that name.
+            `ValueError`: if the loss type is not known to use per-token advantages.
         """
         check_loss_type(self.loss_type)
         warn_of_too_few_prompts(self.args, self.train_dataset)
-        self.step_splitter = get_splitter(step_splitter, step_length=step_length)
+        self.step_splitter = step_splitter
         self.token_pieces = TokenPieces(self.processing_class)
         self.completions_table = CompletionsTable(self._logs)
 
@@ -214,7 +214,8 @@ class ProcessRewardHooks(_Trainer):
     ) -> dict[str, float]:
         """Log and return what [`process_metric_sums`] finds over all processes, and `scalars` equal on all."""
         sums = process_metric_sums(step_rewards, process_advantages, outcome_advantages, step_ids)
-        metrics = process_metrics(self.accelerator.reduce(sums, reduction="sum"))
+        totals = self.accelerator.reduce(torch.stack([*sums.values()]), reduction="sum")
+        metrics = process_metrics(dict(zip(sums, totals.tolist(), strict=True)))
         metrics.update({f"process/{name}": value for name, value in scalars.items()})
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
@@ -277,14 +278,12 @@ class ProcessGRPOTrainer(ProcessRewardHooks, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = promote_config(args, self.config_class, model, suffix=self._name)
-        step_length = getattr(args, "step_length", 256)
         # Looked up before the model is loaded, which may take minutes.
-        splitter = get_splitter(
-            step_splitter or getattr(args, "step_splitter", None) or "newline", step_length=step_length
-        )
+        named = step_splitter or getattr(args, "step_splitter", None) or "newline"
+        splitter = get_splitter(named, step_length=getattr(args, "step_length", 256))
         check_loss_type(args.loss_type)
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
-        self.set_up_steps(splitter, step_length)
+        self.set_up_steps(splitter)
         self.set_up_recording(args)
 
     def process_settings(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import textwrap
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,11 +268,6 @@ def write_card(trainer: Any) -> None:
     kept = [name for name in last if name.startswith(("reward", "kl", "process/", "eval_"))]
     card = trl_card(path).rstrip() + section("Process rewards", settings)
     path.write_text(card + section("Last metrics", {name: f"{last[name]:.4g}" for name in kept}), encoding="utf-8")
-
-
-def citation(text: str) -> str:
-    """Strip the indentation of a BibTeX entry for the model card."""
-    return textwrap.dedent(text).strip()
 
 
 def warn_of_too_few_prompts(args: Any, train_dataset: Any) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 
+from trl_prl.metrics.aggregation import aggregate_step_values
 from trl_prl.prms.load import load_process_reward
 from trl_prl.prms.online import learns
-from trl_prl.prompts.chat import content_text
-from trl_prl.rewards.checks import check_signature, warn_of_other_prompts, warn_of_other_splitter
-from trl_prl.rewards.scoring import callable_name, prepare_process_reward, score_steps, takes
+from trl_prl.rewards.checks import check_signature, takes, warn_of_other_prompts, warn_of_other_splitter
+from trl_prl.rewards.scoring import callable_name, prepare_process_reward, score_steps
 from trl_prl.rewards.transcript import add_transcript, message_transcript
 from trl_prl.steps.plain_text import split_text
 from trl_prl.steps.split import get_splitter
@@ -40,17 +40,9 @@ def aggregate_step_rewards(step_rewards: Sequence[float], aggregation: str) -> f
     scored = [reward for reward in step_rewards if not math.isnan(reward)]
     if not scored or (aggregation == "last" and math.isnan(step_rewards[-1])):
         return None
-    match aggregation:
-        case "mean":
-            return math.fsum(scored) / len(scored)
-        case "min":
-            return min(scored)
-        case "last":
-            return scored[-1]
-        case "sum":
-            return math.fsum(scored)
-        case _:
-            return math.prod(scored)
+    if aggregation == "sum":
+        return math.fsum(scored)
+    return aggregate_step_values(scored, aggregation)  # type: ignore[arg-type]
 
 
 class StepRewardFunc:
@@ -148,26 +140,13 @@ class StepRewardFunc:
         end = getattr(getattr(self.processing_class, "tokenizer", self.processing_class), "eos_token_id", None)
         if completion_ids is not None and end is not None and takes(self.process_reward, "finished"):
             columns["finished"] = [bool(ids) and ids[-1] == end for ids in completion_ids]
-        add_transcript(
-            self.process_reward,
-            columns,
-            lambda: [message_transcript(completion, self._split_text) for completion in completions],
-        )
-        steps = [self._split(completion) for completion in completions]
+        transcripts = [message_transcript(completion, self._split_text) for completion in completions]
+        add_transcript(self.process_reward, columns, lambda: transcripts)
+        steps = [[segment.text for segment in row if segment.step is not None] for row in transcripts]
         scores = score_steps(self.process_reward, prompts, steps, **columns)
         return [
             aggregate_step_rewards(row[: len(row_steps)].tolist(), self.aggregation)
             for row, row_steps in zip(scores, steps, strict=True)
-        ]
-
-    def _split(self, completion: Any) -> list[str]:
-        if isinstance(completion, str):
-            return self._split_text(completion)
-        return [
-            step
-            for message in completion
-            if message["role"] == "assistant" and message.get("content")
-            for step in self._split_text(content_text(message["content"]))
         ]
 
     def _split_text(self, text: str) -> list[str]:

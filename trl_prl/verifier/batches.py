@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from .rows import TokenizedSteps
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 
 # What the labels of a token classifier are called that judges steps.
@@ -47,28 +47,21 @@ class StepwiseCollator:
             `position_mask` (bool) of shape (B, 1 + S); with labels also `labels` (float32) and `label_mask` (bool)
             of shape (B, 1 + S).
         """
-        length = max(len(row["input_ids"]) for row in rows)
-        multiple = self.pad_to_multiple_of or 1
-        length = math.ceil(length / multiple) * multiple
-        size = (len(rows), max(len(row["positions"]) for row in rows))
+        texts = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
+        ids = pad_sequence(texts, batch_first=True, padding_value=self.pad_token_id)
+        ids = pad(ids, (0, -ids.shape[1] % (self.pad_to_multiple_of or 1)), value=self.pad_token_id)
+        lengths = torch.tensor([len(text) for text in texts])
+        places = [torch.as_tensor(row["positions"], dtype=torch.long) for row in rows]
+        positions = pad_sequence(places, batch_first=True, padding_value=-1)
         batch = {
-            "input_ids": torch.full((len(rows), length), self.pad_token_id),
-            "attention_mask": torch.zeros((len(rows), length), dtype=torch.long),
-            "positions": torch.zeros(size, dtype=torch.long),
-            "position_mask": torch.zeros(size, dtype=torch.bool),
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(),
+            "positions": positions.clamp(min=0),
+            "position_mask": positions >= 0,
         }
-        has_labels = "labels" in rows[0]
-        labels = torch.full(size, math.nan)
-        for i, row in enumerate(rows):
-            num_tokens, num_positions = len(row["input_ids"]), len(row["positions"])
-            batch["input_ids"][i, :num_tokens] = torch.as_tensor(row["input_ids"])
-            batch["attention_mask"][i, :num_tokens] = 1
-            positions = torch.as_tensor(row["positions"])
-            batch["positions"][i, :num_positions] = positions.clamp(min=0)
-            batch["position_mask"][i, :num_positions] = positions >= 0
-            if has_labels:
-                labels[i, :num_positions] = torch.as_tensor(row["labels"], dtype=torch.float32)
-        if has_labels:
+        if "labels" in rows[0]:
+            given = [torch.as_tensor(row["labels"], dtype=torch.float32) for row in rows]
+            labels = pad_sequence(given, batch_first=True, padding_value=math.nan)
             batch["label_mask"] = ~labels.isnan() & batch["position_mask"]
             batch["labels"] = labels.nan_to_num(0.0)
         return batch
@@ -97,15 +90,13 @@ def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[in
 
 
 def collated(
-    rows: Sequence[Mapping[str, Any]], collator: StepwiseCollator, max_batch_tokens: int, device: torch.device
+    rows: Sequence[Mapping[str, Any]], max_batch_tokens: int, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Batches of rows on a device, as of [`token_batches`].
 
     Args:
         rows (`Sequence[Mapping]`):
-            As for the collator.
-        collator ([`StepwiseCollator`]):
-            Makes the batches.
+            As for [`StepwiseCollator`].
         max_batch_tokens (`int`):
             Most tokens of a batch, padding included.
         device (`torch.device`):
@@ -114,6 +105,8 @@ def collated(
     Yields:
         `tuple[list[int], dict[str, torch.Tensor]]`: Indices of the rows of a batch, and the batch.
     """
+    # Attention is masked by length, so the id of the padding does not matter.
+    collator = StepwiseCollator(pad_token_id=0)
     for indices in token_batches([len(row["input_ids"]) for row in rows], max_batch_tokens):
         batch = collator([rows[i] for i in indices])
         yield indices, {name: tensor.to(device) for name, tensor in batch.items()}
@@ -172,61 +165,3 @@ def gather_positions(logits: torch.Tensor, positions: torch.Tensor, right_label:
     # Large sums, of which differences are taken, come in float64 and stay so.
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     return chosen[..., 0] if logits.shape[-1] == 1 else chosen[..., right_label] - chosen[..., 1 - right_label]
-
-
-@torch.no_grad()
-def score_rows(
-    model: Any,
-    rows: Sequence[TokenizedSteps],
-    collator: StepwiseCollator,
-    max_batch_tokens: int,
-    right_label: int = 1,
-    accelerator: Any = None,
-) -> torch.Tensor:
-    """Logits of tokenised solutions, without dropout and without the autocast of a training around it.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Token-classification model; its mode is put back afterwards.
-        rows (`Sequence[TokenizedSteps]`):
-            B solutions.
-        collator ([`StepwiseCollator`]):
-            Makes the batches.
-        max_batch_tokens (`int`):
-            Most tokens of a batch, padding included.
-        right_label (`int`, *optional*, defaults to `1`):
-            Which of two labels means a right step.
-        accelerator (`accelerate.Accelerator`, *optional*):
-            Given where weights are partitioned: all processes gather them together, so all need the same number of
-            forwards.
-
-    Returns:
-        `torch.Tensor` of shape (B, 1 + S): Logits of prompt and steps, on the CPU, in the precision of
-        [`gather_positions`], NaN where there is no step or it lies beyond the longest length.
-    """
-
-    def forward(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # type: ignore[no-any-return]
-
-    logits = torch.full((len(rows), max((len(row.positions) for row in rows), default=1)), math.nan)
-    given = [{"input_ids": row.input_ids, "positions": row.positions} for row in rows]
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    num_batches = 0
-    try:
-        with torch.autocast(device.type, enabled=False):
-            for indices, batch in collated(given, collator, max_batch_tokens, device):
-                num_batches += 1
-                found = gather_positions(forward(batch), batch["positions"], right_label)
-                found = found.masked_fill(~batch["position_mask"], math.nan).cpu()
-                logits = logits.to(found.dtype)
-                logits[indices, : found.shape[1]] = found
-            if accelerator is not None:
-                counts = accelerator.gather(torch.tensor([num_batches], device=device))
-                empty = torch.zeros((1, 1), dtype=torch.long, device=device)
-                for _ in range(int(counts.max()) - num_batches):
-                    forward({"input_ids": empty, "attention_mask": empty + 1})
-    finally:
-        model.train(was_training)
-    return logits

@@ -157,19 +157,9 @@ class PAVRewardConfig(RewardConfig):
         """
         own = {name: value for name, value in self.prompts().to_dict().items() if value}
         collected = json.loads(self.collected) if isinstance(self.collected, str) else self.collected
-        return VerifierSettings(
-            step_splitter=self.step_splitter,
-            step_length=self.step_length,
-            prompt_format=self.prompt_format,
-            prompt_suffix=self.prompt_suffix,
-            max_length=self.max_length,
-            prover=self.prover,
-            best_of_k=self.best_of_k,
-            read_end=self.read_end,
-            # What collection has put around prompts stays there.
-            prompts=PromptFormat.from_dict({**(collected or {}), **own}),
-            collected=collected,
-        )
+        # What collection has put around prompts stays there.
+        prompts = PromptFormat.from_dict({**(collected or {}), **own})
+        return VerifierSettings.from_dict({**vars(self), "prompts": prompts, "collected": collected})
 
 
 def as_pav_reward_config(args: RewardConfig | None, model: Any) -> PAVRewardConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ PREPARED = Features(
         "labels": List(Value("float32")),
         "length": Value("int32"),
         "num_truncated": Value("int32"),
-        "num_merged": Value("int32"),
         # `RewardTrainer` takes a data set with these two as tokenised, and leaves it alone.
         "chosen_ids": List(Value("int32")),
         "rejected_ids": List(Value("int32")),
@@ -153,20 +153,13 @@ def prepare_row(row: dict[str, Any], index: int, tokenizer: Any, args: Any, name
         "labels": [math.nan if position < 0 else label for position, label in at_positions],
         "length": len(tokens.input_ids),
         "num_truncated": tokens.num_truncated,
-        "num_merged": tokens.num_merged,
         "chosen_ids": [],
         "rejected_ids": [],
     }
 
 
-_PIECES: list[tuple[Any, TokenPieces]] = []
-
-
-def _pieces_of(tokenizer: Any) -> TokenPieces:
-    """The table of the tokenizer used last: `map` calls with one row at a time, and the table takes long to build."""
-    if not _PIECES or _PIECES[0][0] is not tokenizer:
-        _PIECES[:] = [(tokenizer, TokenPieces(tokenizer))]
-    return _PIECES[0][1]
+# `map` calls with one row at a time, and the table of a tokenizer takes long to build.
+_pieces_of = lru_cache(maxsize=1)(TokenPieces)
 
 
 def has_labels(row: dict[str, Any]) -> bool:

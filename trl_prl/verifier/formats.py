@@ -187,16 +187,12 @@ def from_prm800k(
         for index, completion in enumerate(completions):
             if alternatives and index != chosen:
                 add_row([*path, completion["text"]], [*([None] * len(path)), label_of[completion["rating"]]])
-        if chosen is not None:
-            path.append(completions[chosen]["text"])
-            labels.append(label_of[completions[chosen]["rating"]])
-        elif human is not None:
-            path.append(human["text"])
-            labels.append(label_of[human["rating"]])
-        else:
+        taken = human if chosen is None else completions[chosen]
+        if taken is None:
             break
-    if path:
-        add_row(path, labels)
+        path.append(taken["text"])
+        labels.append(label_of[taken["rating"]])
+    add_row(path, labels)
     return rows
 
 

@@ -1,9 +1,9 @@
-"""Loading a verifier's model from a checkpoint or an adapter, and cutting text as it wants it."""
+"""Loading a verifier's model from a checkpoint or an adapter."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokeni
 from transformers.utils import logging as transformers_logging
 
 from trl_prl.generation.adapters import adapter_folder, adapter_weights
-from trl_prl.steps.plain_text import split_text
-from trl_prl.steps.split import get_splitter
 from trl_prl.storage.missing import say_missing
 
 
@@ -222,28 +220,6 @@ def check_causal(model: Any) -> None:
             "depend on the steps after it, which do not exist yet when a policy writes it. Use a causal model, such "
             "as the policy's own base model."
         )
-
-
-def text_splitter(verifier: Any, name: str | None = None) -> Callable[[str], list[str]]:
-    """A function that cuts plain text into the steps that a verifier scores.
-
-    Args:
-        verifier ([`ProcessAdvantageVerifier`]):
-            The verifier.
-        name (`str`, *optional*):
-            Name of the splitter, see [`get_splitter`]; the one stored with the verifier by default.
-
-    Returns:
-        `Callable[[str], list[str]]`: The steps of a text; joined, they are the text.
-
-    Raises:
-        `ValueError`: If there is no such splitter.
-    """
-    settings = verifier.settings
-    name = name or settings.step_splitter or "newline"
-    splitter = get_splitter(name, step_length=settings.step_length)
-    tokenizer = verifier.tokenizer if name == "fixed" else None
-    return lambda text: split_text(splitter, text, tokenizer)
 
 
 def load_untrained_model(path: str, args: Any, quantization_config: Any = None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +10,13 @@ import torch
 
 from trl_prl.credit.advantages import best_of_k_values, step_advantages
 from trl_prl.credit.step_tensors import pad_step_rewards
-from trl_prl.steps.token_pieces import TokenPieces
 
-from .batches import StepwiseCollator, right_label, score_rows
 from .loading import load_verifier_model, load_verifier_tokenizer
-from .rows import TokenizedSteps, tokenize_stepwise
+from .scorer import ModelScorer
 from .settings import VerifierSettings
 
 
-class ProcessAdvantageVerifier:
+class ProcessAdvantageVerifier(ModelScorer):
     r"""
     Scores every step of a solution, and the prompt, with one forward of a token-classification model.
 
@@ -59,24 +56,9 @@ class ProcessAdvantageVerifier:
     def __init__(
         self, model: Any, tokenizer: Any, settings: VerifierSettings | None = None, max_batch_tokens: int = 16384
     ) -> None:
-        self._right_label = right_label(model.config)
         if settings is None:
             settings = VerifierSettings.from_dict(getattr(model.config, "verifier", None) or {})
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if settings.max_length is None and limit:
-            settings = replace(settings, max_length=limit)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.max_batch_tokens = max_batch_tokens
-        self.num_steps = 0
-        """Steps scored or left out so far."""
-        self.num_truncated_steps = 0
-        """Steps left out so far, because they lie beyond `settings.max_length`."""
-        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self.__name__ = Path(name).name
-        self._accelerator: Any = None
-        self._token_pieces = TokenPieces(tokenizer)
+        super().__init__(model, tokenizer, settings, max_batch_tokens)
 
     @classmethod
     def from_pretrained(
@@ -129,49 +111,6 @@ class ProcessAdvantageVerifier:
         self.model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return next(self.model.parameters()).device
-
-    def to(self, device: torch.device | str) -> ProcessAdvantageVerifier:
-        """Move the model to a device, in place, and return the verifier."""
-        self.model.to(device)
-        return self
-
-    def prepare(self, accelerator: Any) -> None:
-        """Get ready for a training with `accelerate`: every process holds the verifier, or its share under ZeRO-3.
-
-        Nothing of it is trained, so it is not wrapped: it moves to the process's device, in its own precision. Weights
-        that DeepSpeed ZeRO-3 has partitioned are gathered by an inference engine, as TRL does for reward models.
-
-        Args:
-            accelerator (`accelerate.Accelerator`):
-                The trainer's.
-        """
-        if any(hasattr(parameter, "ds_id") for parameter in self.model.parameters()):
-            from trl.models import prepare_deepspeed
-
-            self.model = prepare_deepspeed(self.model, accelerator)
-            self._accelerator = accelerator
-        elif getattr(self.model, "hf_device_map", None) is None:
-            self.model.to(accelerator.device)
-        self.model.eval()
-
-    def __call__(
-        self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any
-    ) -> list[list[float | None]]:
-        """Values of the steps.
-
-        Args:
-            prompts, steps, **columns:
-                As for [`~ProcessAdvantageVerifier.score_solutions`].
-
-        Returns:
-            `list[list[float]]`: One value per step, in [0, 1]; NaN for steps beyond `max_length`.
-        """
-        return [[*row] for row in self.score_solutions(prompts, steps, **columns)[1]]
-
     def initial_values(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """Values of the prompts before any step, in [0, 1]; NaN for a prompt beyond `max_length`.
 
@@ -220,10 +159,7 @@ class ProcessAdvantageVerifier:
         Raises:
             `ValueError`: If there is not one prompt per solution, or a prompt cannot be read.
         """
-        rows = self._tokenize(prompts, steps, columns.get("finished"))
-        self._count(rows, columns.get("log_metric"))
-        logits = self.score_tokenized(rows)
-        values = torch.sigmoid(self._calibrated(logits))
+        values = torch.sigmoid(self._calibrated(self._score(prompts, steps, columns)))
         if self.settings.best_of_k != 1:
             values = best_of_k_values(values, self.settings.best_of_k)
         scores = [row[: len(texts) + 1].tolist() for row, texts in zip(values, steps, strict=True)]
@@ -231,43 +167,6 @@ class ProcessAdvantageVerifier:
 
     def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
         return logits / self.settings.temperature + self.settings.offset
-
-    def _tokenize(
-        self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], finished: Sequence[Any] | None
-    ) -> list[TokenizedSteps]:
-        if len(prompts) != len(steps):
-            raise ValueError(
-                f"There are {len(prompts)} prompts and {len(steps)} solutions. Row i of one belongs to row i of the "
-                "other. Pass one prompt per solution."
-            )
-        ended = [True] * len(steps) if finished is None else [mark is None or bool(mark) for mark in finished]
-        return [
-            tokenize_stepwise(self.tokenizer, prompt, list(texts), self.settings, self._token_pieces, end)
-            for prompt, texts, end in zip(prompts, steps, ended, strict=True)
-        ]
-
-    def _count(self, rows: list[TokenizedSteps], log_metric: Any) -> None:
-        num_steps = sum(len(row.positions) - 1 for row in rows)
-        num_truncated = sum(row.num_truncated for row in rows)
-        self.num_steps += num_steps
-        self.num_truncated_steps += num_truncated
-        if log_metric is not None and num_steps:
-            log_metric("process/verifier/truncated_steps", num_truncated / num_steps)
-            log_metric("process/verifier/merged_steps", sum(row.num_merged for row in rows) / num_steps)
-
-    def score_tokenized(self, rows: Sequence[TokenizedSteps]) -> torch.Tensor:
-        """Logits of tokenised solutions, before calibration.
-
-        Args:
-            rows (`Sequence[TokenizedSteps]`):
-                B solutions.
-
-        Returns:
-            `torch.Tensor` of shape (B, 1 + S): Logits of prompt and steps, as of [`score_rows`](batches.py).
-        """
-        # Attention is masked by length, so the id of the padding does not matter.
-        collator = StepwiseCollator(pad_token_id=self.tokenizer.pad_token_id or 0)
-        return score_rows(self.model, rows, collator, self.max_batch_tokens, self._right_label, self._accelerator)
 
     def calibrate(
         self,

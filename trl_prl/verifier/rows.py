@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from trl_prl.prompts.chat import check_chat_template, end_token_ids, is_messages, prompt_token_ids
+from trl_prl.steps.plain_text import token_spans
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.storage.row_values import read_labels
 
@@ -33,14 +34,11 @@ class TokenizedSteps:
             two steps that end in one token share its position.
         num_merged (`int`):
             Steps without a position of their own, because a token covers the ends of two, or the step is empty.
-        num_tokens (`int`):
-            Tokens of the whole text.
     """
 
     input_ids: list[int]
     positions: list[int]
     num_merged: int
-    num_tokens: int
 
     @property
     def num_truncated(self) -> int:
@@ -65,7 +63,7 @@ def render_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], set
     Raises:
         `ValueError`: If the prompt is not text, or there is no chat template to render it.
     """
-    messages = _text_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    messages = text_messages(prompt)
     if settings.prompt_format == "text":
         return "\n\n".join(message["content"] for message in messages) + settings.prompt_suffix
     check_chat_template(tokenizer)
@@ -73,9 +71,22 @@ def render_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], set
     return str(text) + settings.prompt_suffix
 
 
-def _text_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages whose content is one text: parts are joined, and a part that is no text is refused."""
-    found = [dict(message) for message in messages or () if isinstance(message, Mapping)]
+def text_messages(prompt: Any) -> list[dict[str, Any]]:
+    """Messages of a prompt, whose contents are texts.
+
+    Args:
+        prompt (`str` or `Sequence[Mapping]`):
+            Plain text, which is one message of the user, or messages with `role` and `content`; parts of a content are
+            joined.
+
+    Returns:
+        `list[dict]`: The messages.
+
+    Raises:
+        `ValueError`: If there is no text for every message.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or ()
+    found = [dict(message) for message in messages if isinstance(message, Mapping)]
     for message in found:
         content = message.get("content")
         if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
@@ -83,7 +94,7 @@ def _text_messages(messages: Any) -> list[dict[str, Any]]:
             message["content"] = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not found or not all(isinstance(message.get("content"), str) for message in found):
         raise ValueError(
-            f"The prompt is {messages!r:.120}, in which there is no text for every message. A verifier reads text "
+            f"The prompt is {prompt!r:.120}, in which there is no text for every message. A verifier reads text "
             "only. Pass a string, or messages whose `content` is a string."
         )
     return found
@@ -95,7 +106,7 @@ def _head_ids(tokenizer: Any, prompt: Any, settings: VerifierSettings) -> list[i
     if isinstance(prompt, str):
         return list(prompt_token_ids(tokenizer, prompt + settings.prompt_suffix))
     suffix = tokenizer(settings.prompt_suffix, add_special_tokens=False)["input_ids"] if settings.prompt_suffix else []
-    return [*prompt_token_ids(tokenizer, _text_messages(prompt), **arguments), *suffix]
+    return [*prompt_token_ids(tokenizer, text_messages(prompt), **arguments), *suffix]
 
 
 def tokenize_stepwise(
@@ -148,11 +159,10 @@ def tokenize_stepwise(
         is_chat = settings.prompt_format == "chat" or (settings.prompt_format == "as_given" and is_messages(prompt))
         ids += end_token_ids(tokenizer, is_chat)
         positions[-1] = len(ids) - 1
-    num_tokens = len(ids)
-    if settings.max_length is not None and num_tokens > settings.max_length:
+    if settings.max_length is not None and len(ids) > settings.max_length:
         ids = ids[: settings.max_length]
         positions = [position if position < len(ids) else -1 for position in positions]
-    return TokenizedSteps(ids, positions, num_merged, num_tokens)
+    return TokenizedSteps(ids, positions, num_merged)
 
 
 def _ids_and_positions(
@@ -165,12 +175,12 @@ def _ids_and_positions(
     encoding = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, return_attention_mask=False
     )
-    starts, ends = _token_spans(tokenizer, text, encoding, token_pieces)
+    starts, ends = token_spans(tokenizer, text, encoding, token_pieces)
     if as_given:
         added = _head_ids(tokenizer, prompt, settings)
     else:
         # A chat template writes the start token itself.
-        added = [] if settings.prompt_format == "chat" else _start_ids(tokenizer)
+        added = [] if settings.prompt_format == "chat" else start_ids(tokenizer)
     text_ends = list(accumulate((len(step) for step in steps), initial=len(head)))
     # The last token that starts before the end of the step; for the prompt, the last one that ends by its end.
     positions = (np.searchsorted(starts, text_ends, side="left") - 1 + len(added)).tolist()
@@ -179,33 +189,10 @@ def _ids_and_positions(
     return added + list(encoding["input_ids"]), positions
 
 
-def _start_ids(tokenizer: Any) -> list[int]:
+def start_ids(tokenizer: Any) -> list[int]:
     """The start token, where the tokenizer adds one; what it adds at the end would stand behind the last step."""
-    bos = getattr(tokenizer, "bos_token_id", None)
+    bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
-def _token_spans(tokenizer: Any, text: str, encoding: Any, token_pieces: TokenPieces) -> tuple[np.ndarray, np.ndarray]:
-    """Character at which each token starts, and up to which it reaches; both never decrease."""
-    pieces = token_pieces.literal_pieces(encoding["input_ids"])
-    raw, joined = text.encode("utf-8", "surrogatepass"), b"".join(pieces)
-    if joined in (raw, b" " + raw):
-        # Exact. SentencePiece puts a space before a text, which is not part of it.
-        byte_ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64) - (len(joined) - len(raw))
-        byte_ends = np.maximum(byte_ends, 0)
-        byte_starts = np.concatenate([[0], byte_ends[:-1]])[: len(byte_ends)]
-        # Continuation bytes start no character, so this counts the characters begun before each byte. A token that
-        # holds any part of a character covers it.
-        is_start = (np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80
-        begun = np.concatenate([[0], np.cumsum(is_start)])
-        return begun[np.minimum(byte_starts + 1, len(raw))] - 1, begun[byte_ends]
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"The text was tokenised by a {type(tokenizer).__name__}, which changes text and has no offsets, so the "
-            "steps cannot be found in its tokens. Use the fast version of the tokenizer."
-        )
-    offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    return np.maximum.accumulate(offsets[:, 0]), np.maximum.accumulate(offsets[:, 1])
 
 
 def is_finished(row: Mapping[str, Any]) -> bool:
@@ -247,9 +234,7 @@ def clean_labels(labels: Sequence[Any], num_steps: int) -> list[float]:
     return read_labels(labels, "A step has a label that")
 
 
-def cut_after_first_error(
-    steps: Sequence[str], labels: Sequence[float], threshold: float = 0.0
-) -> tuple[list[str], list[float]]:
+def cut_after_first_error(steps: Sequence[str], labels: Sequence[float]) -> tuple[list[str], list[float]]:
     """Drop what follows the first step whose label says that the solution has failed.
 
     Source: the first pit of [PAV](https://huggingface.co/papers/2410.08146), App. D: the first step from which no
@@ -260,11 +245,9 @@ def cut_after_first_error(
             Texts of the steps.
         labels (`Sequence[float]`):
             One label per step, NaN for none.
-        threshold (`float`, *optional*, defaults to `0.0`):
-            A label up to this one is an error.
 
     Returns:
         `tuple[list[str], list[float]]`: Steps and labels up to and including that step.
     """
-    end = next((i + 1 for i, label in enumerate(labels) if label <= threshold), len(steps))
+    end = next((i + 1 for i, label in enumerate(labels) if label <= 0), len(steps))
     return list(steps[:end]), list(labels[:end])

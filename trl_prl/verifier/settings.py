@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from numpy.typing import NDArray
 
-from trl_prl.metrics.calibration import fit_calibration
+from trl_prl.metrics.calibration import fit_calibration, value_label_pairs
 from trl_prl.prompts.format import PromptFormat
 from trl_prl.types import StepSplitter
 
@@ -119,8 +119,7 @@ class VerifierSettings:
         Raises:
             `ValueError`: If no label goes with a logit.
         """
-        both = ~(np.isnan(logits) | np.isnan(labels))
-        known, scores = labels[both], logits[both]
+        scores, known = value_label_pairs(logits, labels)
         reason = None
         if len(known) and known.min() == known.max():
             reason = f"all labels it could be fitted to are {known[0]:g}, so its values would become constant"

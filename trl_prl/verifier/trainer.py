@@ -195,21 +195,12 @@ class PAVRewardTrainer(RewardTrainer):
                     self._stepwise_records.append((row[0], row[1]))
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, on the data sets of the trainer or on stepwise rows given here."""
         eval_dataset = prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return super().evaluate(eval_dataset, *args, **kwargs)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run the loop, and add the metrics of [`~verifier_metrics.verifier_metrics`].
 
         The loss is the mean over all labels too. The loop's own one is a mean over batches, which depends on their
@@ -218,9 +209,7 @@ class PAVRewardTrainer(RewardTrainer):
         from scipy.special import expit
 
         self._stepwise_records.clear()
-        output: Any = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         temperature, offset = self.settings.temperature, self.settings.offset
         records = [(expit(logits / temperature + offset), labels) for logits, labels in self._stepwise_records]
         metrics = metrics_of_records(records, self.args.error_threshold)
