@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.benchmarks import path_training
+from tests.benchmarks.path_training import Run, evaluate_paths, train_paths
 from trl_prl.demo.path_prover import PathProcessReward, sample_walk, values
-from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH, Run, evaluate_paths, train_paths
 from trl_prl.demo.paths import (
     FAR,
+    MAX_COMPLETION_LENGTH,
     MAX_LINES,
     NEAR,
     PathProblem,
@@ -215,7 +217,9 @@ def test_tokenizer_is_the_shipped_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["GRPO", "PRL", "PAV", "RLOO"])
 def test_every_method_trains_and_is_measured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trl_prl.demo.path_training.problems_of", lambda split, edges: problems_of(split, edges)[:4])
+    monkeypatch.setattr(
+        "tests.benchmarks.path_training.problems_of", lambda split, edges: problems_of(split, edges)[:4]
+    )
     run = Run(method, 1e-3, coefficient=0.1, num_prompts=4, num_generations=4, max_steps=2, options="top_p=0.9")
     model, result = train_paths(run, path_policy_path(), "tuning", evaluate_every=1)
     assert len(result["curve"]) == 2

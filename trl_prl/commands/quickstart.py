@@ -170,8 +170,7 @@ def run_judging(progress: Progress, num_problems: int) -> dict[str, dict[str, fl
 
 def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path) -> dict[str, dict[str, Any]]:
     """Part 2: accuracy and tokens per problem of each search on far paths, as `trl-prl search` finds them."""
-    from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH
-    from trl_prl.demo.paths import FAR, path_dataset, path_policy_path, path_verifier_path
+    from trl_prl.demo.paths import FAR, MAX_COMPLETION_LENGTH, path_dataset, path_policy_path, path_verifier_path
     from trl_prl.search.config import SearchConfig
     from trl_prl.search.job import run_search
 

@@ -26,8 +26,17 @@ from trl_prl.verifier.config import PAVRewardConfig
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.trainer import PAVRewardTrainer
 
-from .path_training import MAX_COMPLETION_LENGTH
-from .paths import Split, distances, is_right, parse_problem, path_policy_path, path_reward, problems_of, start_of
+from .paths import (
+    MAX_COMPLETION_LENGTH,
+    Split,
+    distances,
+    is_right,
+    parse_problem,
+    path_policy_path,
+    path_reward,
+    problems_of,
+    start_of,
+)
 from .training import OnStep, cpu_fields, train_quietly
 
 

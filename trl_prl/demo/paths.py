@@ -43,6 +43,7 @@ Split = Literal["train", "tuning", "test"]
 NUM_NODES = 48
 NUM_NEAREST = 3
 MAX_LINES = 12
+MAX_COMPLETION_LENGTH = 2 * MAX_LINES + 1  # a node and a line break per line, and the end token
 NEAR = (2, 3)
 """Edges between start and goal, fewest and most, of problems that the shipped policy solves now and then."""
 FAR = (5, 9)
