@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.benchmarks import path_training
 from tests.benchmarks.path_training import Run, evaluate_paths, train_paths
 from trl_prl.demo.path_prover import PathProcessReward, sample_walk, values
 from trl_prl.demo.paths import (
@@ -72,7 +71,8 @@ def test_splits_share_no_problem_and_problems_have_their_length() -> None:
         found = {split: set(problems_of(split, num_edges)) for split in ("train", "tuning", "test")}
         assert not found["train"] & found["test"]
         assert not found["tuning"] & found["test"]
-        assert all(num_edges[0] <= p.num_edges <= num_edges[1] for group in found.values() for p in group)
+        ends = [(NODES.index(p.start), NODES.index(p.goal)) for group in found.values() for p in group]
+        assert all(num_edges[0] <= distances()[pair] <= num_edges[1] for pair in ends)
     assert path_dataset("test", 7, seed=1)["prompt"] == path_dataset("test", 7, seed=1)["prompt"]
     with pytest.raises(ValueError, match="no such split"):
         problems_of("dev", NEAR)  # type: ignore[arg-type]

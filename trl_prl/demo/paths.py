@@ -91,11 +91,6 @@ class PathProblem:
         """The problem as text, such as `A>f=`."""
         return f"{self.start}>{self.goal}="
 
-    @property
-    def num_edges(self) -> int:
-        """Edges of a shortest path from start to goal."""
-        return int(distances()[NODES.index(self.start), NODES.index(self.goal)])
-
 
 def parse_problem(prompt: str) -> PathProblem:
     """Read a problem from its prompt.
