@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.benchmarks.path_training import Run, evaluate_paths, train_paths
-from trl_prl.demo.path_prover import PathProcessReward, sample_walk, values
+from tests.benchmarks.train_path_policy import build_path_tokenizer, sample_walk
+from trl_prl.demo.path_prover import PathProcessReward, values
 from trl_prl.demo.paths import (
     FAR,
     MAX_COMPLETION_LENGTH,
     MAX_LINES,
     NEAR,
     PathProblem,
-    build_path_tokenizer,
     distances,
     is_right,
     neighbour_matrix,

@@ -30,13 +30,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .tokenizers import character_tokenizer
-
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerFast
 
 Split = Literal["train", "tuning", "test"]
 
@@ -52,7 +49,6 @@ FAR = (5, 9)
 NODES = string.ascii_letters[:NUM_NODES]
 _GRAPH_SEED = 0
 _PROBLEM = re.compile(rf"([{NODES}])>([{NODES}])=")
-_EOS, _PAD = "<eos>", "<pad>"
 
 
 @cache
@@ -211,15 +207,6 @@ def path_reward(prompts: Sequence[str], completions: Sequence[str], **columns: A
         `list[float]`: One reward per completion.
     """
     return [float(is_right(prompt, text)) for prompt, text in zip(prompts, completions, strict=True)]
-
-
-def build_path_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer with one token per character of a problem or solution, and end and padding tokens.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: 53 tokens; pads on the left.
-    """
-    return character_tokenizer([_PAD, _EOS, *NODES, ">", "=", "\n"], eos=_EOS, pad=_PAD)
 
 
 def path_policy_path() -> str:
