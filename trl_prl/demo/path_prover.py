@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .paths import (
-    MAX_LINES,
-    NUM_NODES,
-    Walk,
-    distances,
-    is_right,
-    neighbour_matrix,
-    parse_problem,
-    start_of,
-)
+from .paths import MAX_LINES, NUM_NODES, Walk, distances, is_right, neighbour_matrix, parse_problem, start_of
 
 
 if TYPE_CHECKING:
