@@ -118,10 +118,7 @@ def verifier_figures(payload: Payload) -> Iterable[Figure]:
             continue
         figure, axis = one_panel(f"Calibration of {verifier['label']}", "predicted value", "observed success")
         axis.plot([0, 1], [0, 1], color="#999999", linestyle=":", label="perfect")
-        band = None
-        if all(b["low"] is not None and b["high"] is not None for b in bins):
-            band = ([b["low"] for b in bins], [b["high"] for b in bins])
-        draw_line(axis, 0, "observed", [b["predicted"] for b in bins], [b["observed"] for b in bins], band)
+        draw_line(axis, 0, "observed", [b["predicted"] for b in bins], [b["observed"] for b in bins])
         axis.legend(frameon=False, fontsize=8)
         yield f"calibration-{verifier['label']}", figure
 

@@ -15,9 +15,9 @@ import torch
 from transformers import TrainerCallback
 
 from trl_prl.credit.step_tensors import step_end_mask, suffix_sums
-from trl_prl.prompts.chat import content_text
 from trl_prl.steps.split import SplitBatch
 
+from .files import as_text
 from .run_files import RunWriter
 
 
@@ -214,15 +214,6 @@ def rollout_row(
 def rounded(values: Sequence[float]) -> list[float | None]:
     """Numbers with six digits, `None` for what is not a number."""
     return [round(value, 6) if math.isfinite(value) else None for value in values]
-
-
-def as_text(conversation: Any) -> str:
-    """Text of a prompt or a completion: that of messages one below the other, each after its role."""
-    if isinstance(conversation, list) and all(isinstance(message, dict) for message in conversation):
-        return "\n".join(
-            f"{message.get('role', '')}: {content_text(message.get('content'))}" for message in conversation
-        )
-    return conversation if isinstance(conversation, str) else str(conversation)
 
 
 def run_manifest(method: str, model: str, config: dict[str, Any], reward_funcs: Sequence[str]) -> dict[str, Any]:

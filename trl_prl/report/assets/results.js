@@ -40,7 +40,6 @@ function reliability(verifier) {
   const bins = verifier.bins.filter((bin) => isNumber(bin.predicted) && isNumber(bin.observed) && bin.count !== 0);
   if (!bins.length) return null;
   const observed = { label: "observed", index: 0, x: bins.map((bin) => bin.predicted), mean: bins.map((bin) => bin.observed), points: true };
-  if (bins.every((bin) => isNumber(bin.low))) Object.assign(observed, { low: bins.map((bin) => bin.low), high: bins.map((bin) => bin.high) });
   const ideal = { label: "perfect", index: 7, x: [0, 1], mean: [0, 1] };
   const figures = [lineChart({ title: "Calibration", hint: "observed success against predicted value", height: 280, xName: "predicted", xRange: [0, 1], yRange: [0, 1], zoom: false }, [observed, ideal]).figure];
   if (bins.every((bin) => isNumber(bin.count))) {
