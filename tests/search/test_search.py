@@ -21,8 +21,9 @@ from trl_prl.search.best_of_n import best_of_n_search, choose
 from trl_prl.search.rejection import step_rejection
 from trl_prl.search.results import SearchResult
 from trl_prl.search.scoring import EffectiveReward, score_solutions
-from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler, step_ends
+from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler
 from trl_prl.search.step_search import SearchLimits
+from trl_prl.steps.split import step_ends
 
 
 SEARCHES: dict[str, Any] = {

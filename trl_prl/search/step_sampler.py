@@ -9,11 +9,10 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-import torch
 
 from trl_prl.generation.rollouts import Problem, ids_digest
 from trl_prl.generation.sampling import draw
-from trl_prl.steps.split import MarkdownSplitter, SentenceSplitter, split_completions
+from trl_prl.steps.split import MarkdownSplitter, SentenceSplitter, step_ends
 from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Completion, Generator, Prompt, SamplingParams, StepSplitter
@@ -263,36 +262,3 @@ class StepSampler:
             if at >= 0:
                 found.append(int(np.searchsorted(byte_ends, at + len(stop), side="left")) + 1)
         return min(found, default=None)
-
-
-def step_ends(
-    splitter: StepSplitter, token_pieces: TokenPieces, completions: Sequence[Sequence[int]]
-) -> list[list[int]]:
-    """Exclusive step ends of completions.
-
-    Args:
-        splitter (`StepSplitter`):
-            Where steps end.
-        token_pieces ([`TokenPieces`]):
-            Bytes of the tokens.
-        completions (`Sequence[Sequence[int]]`):
-            Ids of each completion.
-
-    Returns:
-        `list[list[int]]`: Ends of each, the last one its length; empty for an empty one.
-    """
-    # Samples of one prefix are often equal, and are split once.
-    distinct = list(dict.fromkeys(map(tuple, completions)))
-    length = max(map(len, distinct), default=0)
-    ids = torch.zeros(len(distinct), length, dtype=torch.long)
-    mask = torch.zeros(len(distinct), length, dtype=torch.bool)
-    for row, completion in enumerate(distinct):
-        ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
-        mask[row, : len(completion)] = True
-    found = split_completions(splitter, token_pieces, ids, mask).step_ids
-    ends: dict[tuple[int, ...], list[int]] = {}
-    for steps, completion in zip(found, distinct, strict=True):
-        row_steps = steps[: len(completion)]
-        inner = (torch.nonzero(row_steps[1:] != row_steps[:-1]).flatten() + 1).tolist()
-        ends[completion] = [*inner, len(completion)] if completion else []
-    return [ends[tuple(completion)] for completion in completions]
