@@ -120,7 +120,7 @@ def collect_path_values(
     found = collect(config, dataset, make_worker, on_progress=on_progress)
     if found is None:
         raise RuntimeError(f"Other processes have shares of {output_dir} to do. Start this in one process.")
-    return load_dataset("parquet", data_files=str(found.path), split="train"), found.spending.as_dict()
+    return load_dataset("parquet", data_files=str(found.path), split="train"), asdict(found.spending)
 
 
 def train_path_verifier(

@@ -128,7 +128,7 @@ def test_results_are_plain_json(name: str) -> None:
     options = {} if name == "best_of_n" else {"keep_tree": True}
     (result,) = search(name, arithmetic_search_problems(1), ArithmeticProcessReward(), **options)
     rows = [candidate.as_dict() for candidate in result.candidates]
-    assert json.loads(json.dumps([rows, result.tree, result.cost.as_dict()], allow_nan=False))[0] == rows
+    assert json.loads(json.dumps([rows, result.tree, vars(result.cost)], allow_nan=False))[0] == rows
 
 
 @pytest.mark.parametrize("name", ["beam", "dvts", "rejection"])

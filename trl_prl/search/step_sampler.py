@@ -84,6 +84,7 @@ def step_stop_texts(splitter: StepSplitter) -> tuple[str, ...]:
     return ()
 
 
+@dataclass
 class StepSampler:
     """Samples steps over any [`Generator`].
 
@@ -112,30 +113,23 @@ class StepSampler:
         `ValueError`: If `chunk_tokens` is below 1.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        splitter: StepSplitter,
-        token_pieces: TokenPieces,
-        sampling: SamplingParams,
-        chunk_tokens: int = 64,
-        step_stop: tuple[str, ...] | None = None,
-    ) -> None:
-        if chunk_tokens < 1:
+    generator: Generator
+    splitter: StepSplitter
+    token_pieces: TokenPieces
+    sampling: SamplingParams
+    chunk_tokens: int = 64
+    step_stop: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
             raise ValueError(
-                f"Got chunk_tokens={chunk_tokens}, and without a token no step ever ends. Use a positive number, "
+                f"Got chunk_tokens={self.chunk_tokens}, and without a token no step ever ends. Use a positive number, "
                 "about the length of a step."
             )
-        self.generator = generator
-        self.splitter = splitter
-        self.token_pieces = token_pieces
-        self.sampling = sampling
-        self.chunk_tokens = chunk_tokens
         # A server that takes text leaves stop texts out, and its samples are tokenised again, to any number of tokens.
-        self._sends_text = bool(getattr(generator, "send_text", False))
-        if step_stop is None:
-            step_stop = () if self._sends_text else step_stop_texts(splitter)
-        self.step_stop = step_stop
+        self._sends_text = bool(getattr(self.generator, "send_text", False))
+        own = () if self._sends_text else step_stop_texts(self.splitter)
+        self._stop = own if self.step_stop is None else self.step_stop
 
     def draw(self, requests: Sequence[StepRequest]) -> list[list[StepSample]]:
         """Sample steps.
@@ -191,10 +185,10 @@ class StepSampler:
         """Tokens to sample before the splitter looks."""
         if isinstance(self.splitter, FixedLengthSplitter):
             return self.splitter.length - num_tokens % self.splitter.length
-        return self.sampling.max_tokens if self.step_stop else self.chunk_tokens
+        return self.sampling.max_tokens if self._stop else self.chunk_tokens
 
     def _generate(self, prompts: list[Prompt], n: int) -> list[list[Completion]]:
-        stop = tuple(dict.fromkeys((*self.step_stop, *self.sampling.stop)))
+        stop = tuple(dict.fromkeys((*self._stop, *self.sampling.stop)))
         return draw(self.generator, prompts, replace(self.sampling, n=n, stop=stop))
 
     def _append(self, request: StepRequest, sample: StepSample, completion: Completion) -> None:
