@@ -77,7 +77,6 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     (diagnosis,) = found["diagnoses"]
     assert [candidate["k"] for candidate in diagnosis["candidates"]] == [1, 2, 4]
     assert diagnosis["candidates"][2]["numbers"]["gain"] == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.45})
-    assert ["alpha", "0.5, 4"] in diagnosis["recommendation"]
     assert diagnosis["words"] == ["It is highest with Bo4."]
     (evaluation,) = found["evaluations"]
     assert evaluation["models"][0]["metrics"]["avg@4"] == {"value": 0.3, "low": 0.2, "high": 0.4}

@@ -185,22 +185,8 @@ def diagnosis_result(data: Mapping[str, Any], label: str) -> dict[str, Any]:
             for row in mappings(data.get("by_difficulty"))
         ],
         "words": [str(text) for text in data.get("words") or []],
-        "recommendation": flat(data.get("recommendation")),
         "warnings": [str(text) for text in data.get("warnings") or []],
     }
-
-
-def flat(value: Any, prefix: str = "") -> list[list[str]]:
-    """Name and text of everything in an object, nested ones with dotted names."""
-    if isinstance(value, Mapping):
-        return [
-            pair for name, inner in value.items() for pair in flat(inner, f"{prefix}.{name}" if prefix else str(name))
-        ]
-    if isinstance(value, float):
-        value = f"{value:.4g}"
-    elif isinstance(value, list | tuple):
-        value = ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
-    return [] if value is None else [[prefix.replace("_", " "), str(value)]]
 
 
 def evaluation_result(data: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class RunRecorder(TrainerCallback):
         # Not `on_train_begin`: that event is over when a callback attaches the recorder in it.
         if not self._has_started:
             self._has_started = True
-            self.writer.start(self.manifest, state.global_step, now())
+            self.writer.start(self.manifest, state.global_step, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._has_started = False
@@ -251,8 +251,3 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def now() -> str:
-    """The time, in seconds, as ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

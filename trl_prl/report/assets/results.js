@@ -84,7 +84,7 @@ SECTIONS.prover = {
       const rows = (candidates) => candidates.map((candidate) => [candidate.label, ...names.map((name) => withInterval(candidate.numbers[name]))]);
       return [h("h2", null, `Provers for ${diagnosis.label}`),
         diagnosis.warnings.map((text) => h("p", { class: "warning", role: "note" }, text)),
-        diagnosis.words.length || diagnosis.recommendation.length ? h("div", { class: "card" }, h("h2", null, "Recommendation"), diagnosis.words.length ? diagnosis.words.map((text) => h("p", null, text)) : table(["", "value"], diagnosis.recommendation)) : null,
+        diagnosis.words.length ? h("div", { class: "card" }, h("h2", null, "Recommendation"), diagnosis.words.map((text) => h("p", null, text))) : null,
         diagnosisCharts(diagnosis.candidates),
         h("div", { class: "card" }, table(["prover", ...names.map(words)], rows(diagnosis.candidates), "Theorem 3.1's terms and what follows from them, with intervals")),
         diagnosis.by_difficulty.map((bin) => h("details", { class: "card" }, h("summary", null, `Problems that the base policy solves with probability ${num(bin.low, 2)} to ${num(bin.high, 2)} (${bin.num_problems ?? "?"})`), table(["prover", ...names.map(words)], rows(bin.candidates))))];
