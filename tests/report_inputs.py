@@ -128,12 +128,8 @@ def write_results(folder: Path) -> Path:
         return {"value": value, "low": value - 0.05, "high": value + 0.05}
 
     bins = [
-        {
-            "mean_value": (i + 0.5) / 5,
-            "mean_label": (i + 0.4) / 5,
-            "count": 10 * i + 10,
-            "interval": [i / 6, (i + 1) / 5],
-        }
+        {"low": i / 5, "high": (i + 1) / 5, "num": 10 * i + 10}
+        | {"mean_value": (i + 0.5) / 5, "mean_label": (i + 0.4) / 5}
         for i in range(5)
     ]
     candidates = [
@@ -142,9 +138,10 @@ def write_results(folder: Path) -> Path:
         for k in (1, 2, 4)
     ]
     metrics = {"avg@4": {"value": 0.3, "interval": [0.2, 0.4]}, "pass@1": interval(0.3), "pass@4": interval(0.6)}
+    models = [{"name": name, "metrics": metrics} for name in ("base", "tuned")]
     results = {
         "verifier": {"kind": "verifier_evaluation", "verifier": "my-verifier", "metrics": {"brier": 0.1}}
-        | {"calibration": bins, "positions": [{"position": 1, "brier": 0.2}]},
+        | {"bins": bins, "positions": [{"position": "1", "brier": 0.2}]},
         "diagnosis": {
             "kind": "diagnosis",
             "base": "policy",
@@ -153,8 +150,8 @@ def write_results(folder: Path) -> Path:
             "words": ["It is highest with Bo4."],
         }
         | {"recommendation": {"prover": "base", "k": 4, "alpha": [0.5, 4.0]}, "by_difficulty": []},
-        "evaluation": {"kind": "evaluation", "models": {"base": {"metrics": metrics}, "tuned": {"metrics": metrics}}}
-        | {"comparisons": [{"metric": "avg@4", "first": "base", "second": "tuned", "difference": 0.0}]},
+        "evaluation": {"kind": "evaluation", "models": models}
+        | {"comparisons": [{"metric": "avg@4", "before": "base", "after": "tuned", "difference": 0.0}]},
         "unknown": {"kind": "something else", "numbers": [1, 2]},
         "not_a_result": {"model_type": "llama"},
     }

@@ -24,11 +24,15 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.benchmarks.common import Results, machine_text, spread, table
+from tests.benchmarks.planted_samples import sample_planted_tokens
 from trl_prl.commands.quickstart import quiet
 from trl_prl.demo.planted import planted_reward
-from trl_prl.demo.planted_policy import build_base_policy, build_planted_tokenizer
-from trl_prl.demo.planted_training import sample_planted_tokens, train_planted_prl
+from trl_prl.demo.planted_policy import build_base_policy, build_planted_tokenizer, planted_dataset
+from trl_prl.demo.planted_training import PAPER_FIELDS, PlantedRun
+from trl_prl.demo.training import OnStep, cpu_fields, train_quietly
 from trl_prl.report.plots import STYLES, new_figure, save
+from trl_prl.training.prl_config import PRLConfig
+from trl_prl.training.prl_trainer import PRLTrainer
 
 
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0)
@@ -94,6 +98,38 @@ def measure(policy: Any, base: Any, num_samples: int, seed: int = 1000) -> dict[
         "kl": per_completion(tokens, (logps.exp() * (logps - base_logps)).sum(-1), eos),
         "entropy": per_completion(tokens, -(logps.exp() * logps).sum(-1), eos),
     }
+
+
+def train_planted_prl(
+    seed: int, base: str, max_steps: int = 100, on_step: OnStep | None = None, **fields: Any
+) -> PlantedRun:
+    """Train with [`PRLTrainer`] on the planted task: outcome rewards and the KL to the base policy, no prover.
+
+    Batch and optimizer are those of [`train_planted`]. Unscaled rewards and the loss's constant divisor put reward and
+    KL in the same units wherever the KL is placed, so `beta` means the same everywhere.
+
+    Args:
+        seed (`int`):
+            Seed of the rollouts.
+        base (`str`):
+            Folder of the base policy, a saved [`build_base_policy`]; the reference is loaded from it too.
+        max_steps (`int`, *optional*, defaults to `100`):
+            Optimizer steps.
+        on_step (`Callable`, *optional*):
+            Called with every optimizer step's number and metrics.
+        **fields:
+            Fields of [`PRLConfig`], such as `beta` and `kl_placement`.
+
+    Returns:
+        [`PlantedRun`]: Accuracy per optimizer step and the trained policy.
+    """
+    with tempfile.TemporaryDirectory() as output_dir:
+        args = PRLConfig(**{**cpu_fields(output_dir), **PAPER_FIELDS, "max_steps": max_steps, "seed": seed, **fields})
+        trainer = PRLTrainer(
+            base, planted_reward, args, planted_dataset(max(64, max_steps)), processing_class=build_planted_tokenizer()
+        )
+        logs = train_quietly(trainer, on_step)
+    return PlantedRun([entry["reward"] for entry in logs], trainer.model)
 
 
 def train_and_measure(

@@ -14,14 +14,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from path_training import Run, train_paths
 from playwright.sync_api import Page, sync_playwright
 
 from trl_prl import __main__ as cli
 from trl_prl.commands.quickstart import quiet
 from trl_prl.commands.report import write_report
-from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH, Run, train_paths
 from trl_prl.demo.path_values import verifier_problems
-from trl_prl.demo.paths import path_policy_path
+from trl_prl.demo.paths import MAX_COMPLETION_LENGTH, path_policy_path
 from trl_prl.report.run_files import is_run
 
 

@@ -21,6 +21,7 @@ from common import Results, machine_text, table
 from sklearn.metrics import roc_auc_score
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
+
 MODULUS = 31
 PLUS, MINUS, TIMES, EQUALS, END, PAD = range(MODULUS, MODULUS + 6)
 SHORT, LONG = 4, 12

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from common import machine, machine_text, spread, table
+from path_training import Run, train_paths
 
-from trl_prl.demo.path_training import Run, train_paths
 from trl_prl.demo.paths import path_policy_path
 
 

@@ -25,9 +25,8 @@ from trl_prl import (
     dvts,
     step_rejection,
 )
-from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH
 from trl_prl.demo.path_values import judge, path_exam
-from trl_prl.demo.paths import FAR, NEAR, is_right, path_dataset, path_policy_path, path_reward
+from trl_prl.demo.paths import FAR, MAX_COMPLETION_LENGTH, NEAR, is_right, path_dataset, path_policy_path, path_reward
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import weighted_vote
 from trl_prl.metrics.step_values import auroc

@@ -17,21 +17,24 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Results, machine_text, table
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
+from trl_prl.collection.config import CollectConfig
+from trl_prl.collection.job import CollectWorker, collect
 from trl_prl.collection.output import best_of_k_row
-from trl_prl.demo.path_values import (
-    PathExam,
-    collect_path_values,
-    judge,
-    path_exam,
-    path_generator,
-    train_path_verifier,
-)
+from trl_prl.demo.path_values import PathExam, judge, path_exam, path_generator, verifier_problems
+from trl_prl.demo.paths import MAX_COMPLETION_LENGTH, path_policy_path, path_reward
+from trl_prl.demo.training import OnStep, cpu_fields, train_quietly
+from trl_prl.jobs.options import Tools
+from trl_prl.jobs.progress import OnProgress
+from trl_prl.verifier.config import PAVRewardConfig
 from trl_prl.verifier.model import ProcessAdvantageVerifier
+from trl_prl.verifier.trainer import PAVRewardTrainer
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,109 @@ STRATEGIES = (
     Strategy(32, 2, temperature=0.3, problems=279),
     Strategy(8, 2, temperature=0.3, from_scratch=True),
 )
+
+
+def collect_path_values(
+    output_dir: Path,
+    num_problems: int,
+    *,
+    n_cov: int = 4,
+    n_mc: int = 16,
+    temperature: float = 1.0,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> tuple[Dataset, dict[str, Any]]:
+    """Value the steps of the shipped policy's solutions by its rollouts, or read what is collected.
+
+    Args:
+        output_dir (`Path`):
+            Folder of the collection, which may be unfinished.
+        num_problems (`int`):
+            Problems of the train split.
+        n_cov (`int`, *optional*, defaults to `4`), n_mc (`int`, *optional*, defaults to `16`):
+            Solutions per problem, sampled at temperature 1, and rollouts of every prefix.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the rollouts, the prover's.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of problems and samples.
+        on_progress (`Callable`, *optional*):
+            As in [`collect`].
+
+    Returns:
+        `tuple`: Rows with `prompt`, `completions` (steps) and `labels`, and what they cost.
+    """
+    config = CollectConfig(
+        model="trl_prl/demo/path_policy", dataset="trl_prl.demo.paths", reward="trl_prl.demo.paths:path_reward",
+        output_dir=str(output_dir), n_cov=n_cov, n_mc=n_mc, splitter="newline", temperature=temperature,
+        max_completion_length=MAX_COMPLETION_LENGTH, seed_temperature=None if temperature == 1.0 else 1.0,
+        problems_per_unit=32, seed=seed,
+    )  # fmt: skip
+    dataset = verifier_problems("train", num_problems, seed)
+
+    def make_worker() -> CollectWorker:
+        generator = path_generator()
+        made: dict[str, Any] = {"tokenizer": generator.tokenizer, "generator": generator, "reward": path_reward}
+        return CollectWorker(config, dataset, Tools(config, **made))
+
+    found = collect(config, dataset, make_worker, on_progress=on_progress)
+    if found is None:
+        raise RuntimeError(f"Other processes have shares of {output_dir} to do. Start this in one process.")
+    return load_dataset("parquet", data_files=str(found.path), split="train"), asdict(found.spending)
+
+
+def train_path_verifier(
+    rows: Dataset,
+    output_dir: Path,
+    *,
+    max_steps: int = 600,
+    from_scratch: bool = False,
+    prover: str = "the shipped policy",
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> ProcessAdvantageVerifier:
+    """Train a verifier on collected values, and calibrate it on a tenth of their problems.
+
+    Args:
+        rows (`Dataset`):
+            Of [`collect_path_values`].
+        output_dir (`Path`):
+            Folder to save the verifier in.
+        max_steps (`int`, *optional*, defaults to `600`):
+            Optimizer steps of 64 solutions.
+        from_scratch (`bool`, *optional*, defaults to `False`):
+            Whether to start from random weights instead of the shipped policy's.
+        prover (`str`, *optional*):
+            Whose values these are, for the verifier's settings.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of weights and batches.
+        on_step (`Callable`, *optional*):
+            Called with every optimizer step's number and metrics.
+
+    Returns:
+        [`ProcessAdvantageVerifier`]: The verifier, saved.
+    """
+    names = sorted(set(rows["row"]))
+    cut = names[int(0.9 * len(names))]
+    fit, held_out = rows.filter(lambda row: row["row"] < cut), rows.filter(lambda row: row["row"] >= cut)
+    torch.manual_seed(seed)
+    path, fields = path_policy_path(), cpu_fields(str(output_dir))
+    if from_scratch:
+        model = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(path, num_labels=1))
+    else:
+        model = AutoModelForTokenClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    del fields["temperature"]
+    config = PAVRewardConfig(
+        **{**fields, "logging_steps": 10}, per_device_train_batch_size=64, per_device_eval_batch_size=256,
+        max_steps=max_steps, learning_rate=1e-3 if from_scratch else 7e-4, lr_scheduler_type="cosine",
+        warmup_steps=20, balance_classes=False, max_length=64, prover=prover, seed=seed,
+    )  # fmt: skip
+    trainer = PAVRewardTrainer(model, config, train_dataset=fit, eval_dataset=held_out, processing_class=tokenizer)
+    train_quietly(trainer, on_step, "loss")
+    verifier = ProcessAdvantageVerifier(trainer.model, tokenizer, config.verifier_settings())
+    verifier.calibrate(held_out["prompt"], held_out["completions"], held_out["labels"])
+    verifier.save_pretrained(output_dir)
+    return verifier
 
 
 def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> ProcessAdvantageVerifier:

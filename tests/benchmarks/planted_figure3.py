@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import Results, machine_text, spread, table
+from planted_samples import StopAtAccuracy, sample_planted
 
 from trl_prl.demo.planted_policy import build_base_policy
-from trl_prl.demo.planted_training import sample_planted, train_planted
+from trl_prl.demo.planted_training import train_planted
 from trl_prl.demo.training import steps_to_accuracy
 from trl_prl.metrics.sampling_estimates import pass_at_k
 from trl_prl.report.plots import draw_curves, new_figure, save
@@ -27,6 +29,7 @@ REWARDS = {"effective reward": 1.0, "outcome only": 0.0}
 GAMMAS = (1.0, 3.0, 5.0, 8.0, 10.0, 15.0, 30.0, 100.0, 1000.0)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 THRESHOLD = 0.9
+GOOD_ENOUGH = partial(StopAtAccuracy, 0.97)
 
 
 def steps_text(steps: list[int | None], limit: int) -> str:
@@ -70,7 +73,7 @@ def run(
                     f"a {iterations} {name} seed {seed}",
                     lambda seed=seed, alpha=alpha, iterations=iterations: (
                         train_planted(
-                            seed, alpha, max_steps=limit, base_iterations=iterations, stop_at=0.97
+                            seed, alpha, max_steps=limit, base_iterations=iterations, callbacks=[GOOD_ENOUGH()]
                         ).accuracies
                     ),
                 )
@@ -104,7 +107,12 @@ def run(
                     f"b {iterations} gamma {gamma:g} seed {seed}",
                     lambda seed=seed, gamma=gamma, iterations=iterations: (
                         train_planted(
-                            seed, 1.0, gamma=gamma, max_steps=200, base_iterations=iterations, stop_at=0.97
+                            seed,
+                            1.0,
+                            gamma=gamma,
+                            max_steps=200,
+                            base_iterations=iterations,
+                            callbacks=[GOOD_ENOUGH()],
                         ).accuracies
                     ),
                 )

@@ -15,10 +15,45 @@ import random
 import time
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trl_prl.demo.path_prover import sample_walk
-from trl_prl.demo.paths import FAR, NEAR, build_path_tokenizer, is_right, problems_of
+from trl_prl.demo.path_prover import step_probs
+from trl_prl.demo.paths import FAR, MAX_LINES, NEAR, NODES, NUM_NODES, PathProblem, is_right, problems_of
+from trl_prl.demo.tokenizers import character_tokenizer
+
+
+EOS, PAD = "<eos>", "<pad>"
+
+
+def build_path_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level tokenizer with one token per character of a problem or solution, and end and padding tokens.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerFast`]: 53 tokens; pads on the left.
+    """
+    return character_tokenizer([PAD, EOS, *NODES, ">", "=", "\n"], eos=EOS, pad=PAD)
+
+
+def sample_walk(problem: PathProblem, wander: float, generator: random.Random) -> str:
+    """A walk from the start, as a solution that may miss the goal.
+
+    Args:
+        problem ([`PathProblem`]):
+            The problem.
+        wander (`float`):
+            Probability of a step to any neighbour.
+        generator (`random.Random`):
+            Source of randomness.
+
+    Returns:
+        `str`: Lines with their line breaks, at most `MAX_LINES`, none after the goal.
+    """
+    node, goal = NODES.index(problem.start), NODES.index(problem.goal)
+    lines: list[str] = []
+    while node != goal and len(lines) < MAX_LINES:
+        (node,) = generator.choices(range(NUM_NODES), step_probs(wander)[goal, node].tolist())
+        lines.append(f"{NODES[node]}\n")
+    return "".join(lines)
 
 
 def batch(problems, tokenizer, size: int, shortest: float, generator: random.Random):

@@ -378,7 +378,7 @@ def collect_values(lab: Lab) -> dict[str, Any]:
 
     collected = collect(config, problems, make_worker)
     assert collected is not None
-    return {"spending": collected.spending.as_dict(), "num_rows": collected.num_rows}
+    return {"spending": asdict(collected.spending), "num_rows": collected.num_rows}
 
 
 def train_verifier(lab: Lab) -> dict[str, Any]:

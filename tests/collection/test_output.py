@@ -40,7 +40,7 @@ def test_columns_survive_the_way_through_json(tmp_path: Path) -> None:
     problems = [make_problem(dataset, row, JobConfig(dataset="d"), NoTokenizer()) for row in range(2)]
     # As the shards of a job keep them.
     rows = json.loads(json.dumps([{"prompt": p.prompt, "columns": p.columns, "row": p.row} for p in problems]))
-    assert write_table(tmp_path, schema, [[row] for row in rows]) == 2
+    write_table(tmp_path, schema, [[row] for row in rows])
     found = pq.read_table(tmp_path / "data" / "train.parquet").select(table.column_names).to_pylist()
     assert found == [
         {"prompt": "a", "day": None, "price": "0.50", "gold": Decimal(10**30), "score": None,

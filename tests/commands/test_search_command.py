@@ -304,4 +304,4 @@ def test_progress_and_table() -> None:
     header, (line,) = table({"curve": [point]})
     assert line == ["4", "50.0 (25.0-75.0)", "50.0", "-", "10", "10", "10.00", "1"]
     assert len(header) == len(line)
-    assert draw([{"method": "beam", "curve": [point]}]) is not None
+    assert draw({"method": "beam", "curve": [point]}) is not None

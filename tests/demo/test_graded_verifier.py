@@ -7,7 +7,8 @@ import random
 import pytest
 
 from tests.benchmarks.graded_verifier import GradedPathReward, sigma_of
-from trl_prl.demo.path_prover import PathProcessReward, sample_walk
+from tests.benchmarks.train_path_policy import sample_walk
+from trl_prl.demo.path_prover import PathProcessReward
 from trl_prl.demo.paths import FAR, NODES, distances, neighbour_matrix, parse_problem, problems_of
 from trl_prl.metrics.step_values import auroc
 

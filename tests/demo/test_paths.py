@@ -10,14 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_prl.demo.path_prover import PathProcessReward, sample_walk, values
-from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH, Run, evaluate_paths, train_paths
+from tests.benchmarks.path_training import Run, evaluate_paths, train_paths
+from tests.benchmarks.train_path_policy import build_path_tokenizer, sample_walk
+from trl_prl.demo.path_prover import PathProcessReward, values
 from trl_prl.demo.paths import (
     FAR,
+    MAX_COMPLETION_LENGTH,
     MAX_LINES,
     NEAR,
     PathProblem,
-    build_path_tokenizer,
     distances,
     is_right,
     neighbour_matrix,
@@ -70,7 +71,8 @@ def test_splits_share_no_problem_and_problems_have_their_length() -> None:
         found = {split: set(problems_of(split, num_edges)) for split in ("train", "tuning", "test")}
         assert not found["train"] & found["test"]
         assert not found["tuning"] & found["test"]
-        assert all(num_edges[0] <= p.num_edges <= num_edges[1] for group in found.values() for p in group)
+        ends = [(NODES.index(p.start), NODES.index(p.goal)) for group in found.values() for p in group]
+        assert all(num_edges[0] <= distances()[pair] <= num_edges[1] for pair in ends)
     assert path_dataset("test", 7, seed=1)["prompt"] == path_dataset("test", 7, seed=1)["prompt"]
     with pytest.raises(ValueError, match="no such split"):
         problems_of("dev", NEAR)  # type: ignore[arg-type]
@@ -215,7 +217,9 @@ def test_tokenizer_is_the_shipped_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["GRPO", "PRL", "PAV", "RLOO"])
 def test_every_method_trains_and_is_measured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trl_prl.demo.path_training.problems_of", lambda split, edges: problems_of(split, edges)[:4])
+    monkeypatch.setattr(
+        "tests.benchmarks.path_training.problems_of", lambda split, edges: problems_of(split, edges)[:4]
+    )
     run = Run(method, 1e-3, coefficient=0.1, num_prompts=4, num_generations=4, max_steps=2, options="top_p=0.9")
     model, result = train_paths(run, path_policy_path(), "tuning", evaluate_every=1)
     assert len(result["curve"]) == 2

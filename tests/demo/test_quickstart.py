@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.planted_samples import StopAtAccuracy
 from trl_prl.__main__ import main
-from trl_prl.demo.training import StopAtAccuracy, steps_to_accuracy
+from trl_prl.demo.training import steps_to_accuracy
 from trl_prl.report.plots import moving_average
 
 

@@ -16,6 +16,7 @@ from tests.benchmarks.arithmetic.task import arithmetic_policy_path, sample_prob
 from tests.report_inputs import HOSTILE, write_results, write_run, write_search
 from trl_prl import __main__ as cli
 from trl_prl.commands.report import write_report
+from trl_prl.evaluation.comparison import compare
 from trl_prl.evaluation.summary import SummaryParams, summarise
 from trl_prl.report.data import ReportData
 from trl_prl.report.limits import evenly, evenly_by_rollout
@@ -71,18 +72,11 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     found = payload_of(tmp_path)
     (verifier,) = found["verifiers"]
     assert verifier["label"] == "my-verifier"
-    assert verifier["bins"][1] == {
-        "predicted": pytest.approx(0.3),
-        "observed": pytest.approx(0.28),
-        "count": 20,
-        "low": pytest.approx(1 / 6),
-        "high": 0.4,
-    }
+    assert verifier["bins"][1] == pytest.approx({"predicted": 0.3, "observed": 0.28, "count": 20})
     assert verifier["tables"]["by_position"][0]["brier"]["value"] == 0.2
     (diagnosis,) = found["diagnoses"]
     assert [candidate["k"] for candidate in diagnosis["candidates"]] == [1, 2, 4]
     assert diagnosis["candidates"][2]["numbers"]["gain"] == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.45})
-    assert ["alpha", "0.5, 4"] in diagnosis["recommendation"]
     assert diagnosis["words"] == ["It is highest with Bo4."]
     (evaluation,) = found["evaluations"]
     assert evaluation["models"][0]["metrics"]["avg@4"] == {"value": 0.3, "low": 0.2, "high": 0.4}
@@ -214,10 +208,13 @@ def test_the_commands_own_results_are_read(tmp_path: Path) -> None:
         for j in range(4)
     ]
     rows = [{"row": i, "prompt": f"p{i}", "columns": {"level": i % 2}, "samples": samples} for i in range(4)]
-    evaluated = summarise(rows, SummaryParams(k=(1, 2), group_by=("level",)))
+    better = [{**row, "samples": [{**sample, "correct": row["row"] > 0} for sample in samples]} for row in rows]
+    params = SummaryParams(k=(1, 2), group_by=("level",))
+    evaluated = {"m": rows, "better": better}
     (tmp_path / "v.json").write_text(json.dumps({"kind": "verifier_evaluation", "verifier": "v", **verified}))
-    models = [{"name": "m", "path": "m", **evaluated}]
-    (tmp_path / "e.json").write_text(json.dumps({"kind": "evaluation", "models": models, "comparisons": []}))
+    models = [{"name": name, "path": name, **summarise(model, params)} for name, model in evaluated.items()]
+    comparisons = compare(evaluated, params)
+    (tmp_path / "e.json").write_text(json.dumps({"kind": "evaluation", "models": models, "comparisons": comparisons}))
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"model": "m", **row}) + "\n" for row in rows))
     found = payload_of(tmp_path)
     (verifier,) = found["verifiers"]
@@ -226,7 +223,11 @@ def test_the_commands_own_results_are_read(tmp_path: Path) -> None:
     assert sum(entry["count"] for entry in verifier["bins"]) == verified["num_labels"]
     assert [row["label"] for row in verifier["tables"]["by_level"]] == ["0", "1"]
     assert len(verifier["tables"]["by_position"]) == 2
-    (model,) = found["evaluations"][0]["models"]
+    (line,) = found["headlines"]
+    low, high = comparisons[0]["interval"]
+    assert line["title"] == "avg@4: m → better"
+    assert line["difference"] == {"value": 0.5, "low": low, "high": high}
+    model, _ = found["evaluations"][0]["models"]
     assert model["metrics"]["pass@2"]["value"] == pytest.approx(0.5)
     assert [row["label"] for row in model["groups"]["level"]] == ["0", "1"]
     row = found["completions"][0]

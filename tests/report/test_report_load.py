@@ -60,7 +60,7 @@ def test_a_few_long_steps_are_cut_each(sizes: list[int]) -> None:
 
 
 def test_short_rows_are_as_they_were() -> None:
-    row = {"steps": ["a", "b"], "values": [0.5, None], "tree": [{"text": "t"}], "x": {"y": ["z"]}, "n": 3}
+    row = {"steps": ["a", "b"], "step_values": [0.5, None], "tree": [{"text": "t"}], "x": {"y": ["z"]}, "n": 3}
     assert shorten_row(row) == row
     assert shorten_row({"steps": "no list"}) == {"steps": "no list"}
 
@@ -88,7 +88,7 @@ def test_what_is_escaped_counts(tmp_path: Path) -> None:
 def test_numbers_and_nesting_beyond_what_python_takes_cost_no_report(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "deep.json").write_text("[" * 200_000)
-    rows = "[" * 200_000 + '\n{"prompt": "p", "steps": ["a", "b"], "values": [0.5, 1' + "0" * 400 + "]}\n"
+    rows = "[" * 200_000 + '\n{"prompt": "p", "steps": ["a", "b"], "step_values": [0.5, 1' + "0" * 400 + "]}\n"
     (tmp_path / "rows.jsonl").write_text(rows)
     write_report([tmp_path], tmp_path / "page.html", say=said.append)
     assert [text.split(" cannot")[0] for text in said] == [str(tmp_path / "deep.json")]
@@ -226,7 +226,8 @@ def test_headlines_state_before_and_after_and_the_best_search(tmp_path: Path) ->
         {"name": name, "metrics": {"avg@4": {"value": value, "low": value - 0.1, "high": value + 0.1}}}
         for name, value in (("base", 0.3), ("tuned", 0.5))
     ]
-    test = {"metric": "avg@4", "first": "base", "second": "tuned", "value": -0.2, "low": -0.3, "high": -0.1}
+    difference = {"value": 0.2, "low": 0.1, "high": 0.3}
+    test = {"metric": "avg@4", "before": "base", "after": "tuned", "difference": difference}
     evaluation = {"models": models, "differences": [test]}
     points = [
         {"line": line, "n": n, "tokens": 40.0 * n, "value": value, "low": None, "high": None}
@@ -235,7 +236,7 @@ def test_headlines_state_before_and_after_and_the_best_search(tmp_path: Path) ->
     trained, best = headlines([], [], [evaluation], [{"points": points}])
     assert trained["title"] == "avg@4: base → tuned"
     assert (trained["before"]["value"], trained["after"]["value"]) == (0.3, 0.5)
-    assert trained["difference"] == {"value": 0.2, "low": 0.1, "high": 0.3}
+    assert trained["difference"] == difference
     assert best["title"] == "Best search: beam, n = 4"
     assert (best["before"]["value"], best["after"]["value"]) == (0.1, 0.4)
     for seed in (0, 1):

@@ -16,8 +16,8 @@ from trl import GRPOConfig, GRPOTrainer
 from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import KINDS, eval_logs, make_trainer, run, text_values, train_logs, trainable
 from trl_prl.credit.step_tensors import suffix_sums
+from trl_prl.report.files import as_text
 from trl_prl.report.run_files import RunWriter, append_lines, is_run, read_lines, read_run
-from trl_prl.report.run_recorder import as_text
 from trl_prl.training.callback import ProcessRewardCallback
 from trl_prl.training.prl_config import PRLConfig
 from trl_prl.training.process_grpo_trainer import ProcessGRPOTrainer
@@ -194,7 +194,7 @@ def test_messages_become_text() -> None:
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "see"}]
     assert as_text([{"role": "user", "content": parts}]) == "user: [image]see"
     assert as_text("plain") == "plain"
-    assert as_text(None) == "None"
+    assert as_text(None) == ""
 
 
 # ---- trainers ----

@@ -21,8 +21,9 @@ from trl_prl.search.best_of_n import best_of_n_search, choose
 from trl_prl.search.rejection import step_rejection
 from trl_prl.search.results import SearchResult
 from trl_prl.search.scoring import EffectiveReward, score_solutions
-from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler, step_ends
+from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler
 from trl_prl.search.step_search import SearchLimits
+from trl_prl.steps.split import step_ends
 
 
 SEARCHES: dict[str, Any] = {
@@ -127,7 +128,7 @@ def test_results_are_plain_json(name: str) -> None:
     options = {} if name == "best_of_n" else {"keep_tree": True}
     (result,) = search(name, arithmetic_search_problems(1), ArithmeticProcessReward(), **options)
     rows = [candidate.as_dict() for candidate in result.candidates]
-    assert json.loads(json.dumps([rows, result.tree, result.cost.as_dict()], allow_nan=False))[0] == rows
+    assert json.loads(json.dumps([rows, result.tree, vars(result.cost)], allow_nan=False))[0] == rows
 
 
 @pytest.mark.parametrize("name", ["beam", "dvts", "rejection"])

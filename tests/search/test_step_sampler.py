@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.searching import PieceTable, Recital, arithmetic_generator, arithmetic_search_problems, line_search
 from trl_prl.generation.rollouts import Problem
-from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler, step_ends
+from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler
 from trl_prl.steps.sentences import SentenceSplitter
-from trl_prl.steps.split import MarkdownSplitter
+from trl_prl.steps.split import MarkdownSplitter, step_ends
 from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter, RegexSplitter, is_blank
 from trl_prl.types import SamplingParams
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class CollectWorker:
             spending=spending,
         )
         on_counts({name: getattr(spending, name) for name in ("num_unfinished", "num_failed")})
-        return {"spending": spending.as_dict(), "rows": found}
+        return {"spending": asdict(spending), "rows": found}
 
     def close(self) -> None:
         """Give back memory and processes."""
@@ -147,7 +147,7 @@ def collect(
     for unit in job.results():
         spending.add(unit["spending"])
         num_rows += len(unit["rows"])
-    card = dataset_card(metadata, prover_name(config), spending.as_dict(), num_rows)
+    card = dataset_card(metadata, prover_name(config), asdict(spending), num_rows)
     write_text(folder / "README.md", card)
     # Written last, so that whoever finds the data finds its card.
     k = config.best_of_k

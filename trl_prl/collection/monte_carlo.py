@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
-
 from trl_prl.generation.rollouts import Prefix, Problem, Roller, measure
 from trl_prl.generation.tallies import Rollout, Spending, Tally, Unfinished
 from trl_prl.metrics.intervals import SequentialRule
-from trl_prl.steps.split import split_completions
+from trl_prl.steps.split import step_ends
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Generator, OutcomeReward, SamplingParams, StepSplitter
 
@@ -188,20 +186,11 @@ def _traces(splitter: StepSplitter, token_pieces: TokenPieces, rollouts: Sequenc
     """Cut rollouts into steps; equal ones of a problem are one trace."""
     counts = Counter((i, rollout.ids) for i, rollout in rollouts)
     distinct = list({(i, rollout.ids): (i, rollout) for i, rollout in rollouts}.values())
-    length = max((len(rollout.ids) for _, rollout in distinct), default=0)
-    ids = torch.zeros(len(distinct), length, dtype=torch.long)
-    mask = torch.zeros(len(distinct), length, dtype=torch.bool)
-    for row, (_, rollout) in enumerate(distinct):
-        ids[row, : len(rollout.ids)] = torch.tensor(rollout.ids)
-        mask[row, : len(rollout.ids)] = True
-    step_ids = split_completions(splitter, token_pieces, ids, mask).step_ids
-    traces = []
-    for (i, rollout), row_steps in zip(distinct, step_ids, strict=True):
-        steps = row_steps[: len(rollout.ids)]
-        ends = [*(torch.nonzero(steps[1:] != steps[:-1]).flatten() + 1).tolist(), len(rollout.ids)]
-        prefixes = [rollout.ids[:end] for end in ends if end]
-        traces.append(Trace(i, rollout, prefixes, len(prefixes), counts[i, rollout.ids]))
-    return traces
+    ends = step_ends(splitter, token_pieces, [rollout.ids for _, rollout in distinct])
+    return [
+        Trace(i, rollout, [rollout.ids[:end] for end in row_ends], len(row_ends), counts[i, rollout.ids])
+        for (i, rollout), row_ends in zip(distinct, ends, strict=True)
+    ]
 
 
 def _take_outcomes(traces: Sequence[Trace], tallies: dict[Prefix, Tally]) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trl_prl.jobs.config import without_unset
 from trl_prl.jobs.masking import mask_secrets
 from trl_prl.metrics.sampling_estimates import pass_at_k
-from trl_prl.storage.files import replace_file
 from trl_prl.storage.markdown import as_text, table
-from trl_prl.storage.row_tables import json_type, row_table
+from trl_prl.storage.row_files import write_rows
+from trl_prl.storage.row_tables import json_type
 
 
 DATA_FILE = "data/train.parquet"
@@ -79,7 +78,7 @@ def table_schema(dataset: Any, prompt_column: str, metadata: Mapping[str, Any]) 
     return pa.schema(fields, metadata={"trl_prl": json.dumps(mask_secrets(metadata), sort_keys=True)})
 
 
-def write_table(folder: Path, schema: pa.Schema, units: Iterable[list[dict[str, Any]]]) -> int:
+def write_table(folder: Path, schema: pa.Schema, units: Iterable[list[dict[str, Any]]]) -> None:
     """Write the rows, one unit in memory at a time; the file appears whole or not at all.
 
     Args:
@@ -89,18 +88,10 @@ def write_table(folder: Path, schema: pa.Schema, units: Iterable[list[dict[str, 
             As [`table_schema`] returns it.
         units (`Iterable[list[dict]]`):
             Rows of each unit, in order.
-
-    Returns:
-        `int`: Number of rows.
     """
-    num_rows = 0
-    with replace_file(folder / DATA_FILE) as file, pq.ParquetWriter(file, schema) as writer:
+    with write_rows(folder / DATA_FILE, lambda: schema) as write:
         for rows in units:
-            writer.write_table(
-                row_table([{**row["columns"], **row} for row in rows], schema, folder / DATA_FILE, num_rows)
-            )
-            num_rows += len(rows)
-    return num_rows
+            write({**row["columns"], **row} for row in rows)
 
 
 def dataset_card(settings: Mapping[str, Any], prover: str, spending: Mapping[str, int], num_rows: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trl_prl.evaluation.process_bench import NAME, read_process_bench, score_process_bench
-from trl_prl.jobs.config import PromptOptions, option, require
+from trl_prl.jobs.config import PromptOptions, VerifierOptions, option, require
 from trl_prl.jobs.options import quiet_libraries
 from trl_prl.jobs.progress import Meter, ProgressBar
 from trl_prl.report.plots import STYLES, new_figure, save
@@ -33,7 +33,7 @@ _ROWS_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Options(PromptOptions):
+class Options(VerifierOptions, PromptOptions):
     """What to evaluate, on which rows, and where to write the results.
 
     Every field is an option of `trl-prl evaluate-verifier` and a key of its YAML file.
@@ -42,7 +42,6 @@ class Options(PromptOptions):
         `ValueError`: When a required field is missing.
     """
 
-    verifier: str = option("", "folder, hub id, address or module:name of the verifier")
     dataset: str = option(
         "",
         "rows with prompt, completions and labels: a file, a folder or a hub id; 'processbench' for that benchmark, "
@@ -58,9 +57,6 @@ class Options(PromptOptions):
     group_by: list[str] = option([], "columns to report by, such as a difficulty")
     confidence: float = option(0.95, "coverage of the intervals")
     seed: int = option(0, "seed of the split and the bootstrap")
-    batch_tokens: int = option(16384, "most tokens of a batch")
-    device: str | None = option(None, "device of the model; by default the accelerator if there is one")
-    dtype: str = option("auto", "precision, such as bfloat16; by default that of the weights")
     plot: Literal["png", "svg", "none"] = option("png", "format of the figure, or 'none'")
 
     def __post_init__(self) -> None:
@@ -149,16 +145,11 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
         `list[ScoredSolution]`: One per row.
     """
     # Here, so that `--help` answers without torch.
-    from trl_prl.prms.load import default_device, load_process_reward
+    from trl_prl.prms.load import load_verifier
     from trl_prl.prms.scoring import score_prefixes
     from trl_prl.rewards.checks import warn_of_other_prompts, warn_of_other_splitter
 
-    verifier: Any = load_process_reward(
-        options.verifier,
-        device=options.device or default_device(),
-        dtype=options.dtype,
-        max_batch_tokens=options.batch_tokens,
-    )
+    verifier = load_verifier(options)
     prompt_format = options.prompts()
     warn_of_other_prompts(verifier, prompt_format.prompt_of(rows[0]), prompt_format)
     if (splitter := collected_splitter(options.dataset)) is not None:

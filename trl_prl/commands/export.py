@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_prl.jobs.config import option, require
-from trl_prl.storage.missing import model_named
+from trl_prl.jobs.options import load_tokenizer
 
 
 if TYPE_CHECKING:
@@ -87,10 +87,7 @@ def prompt_renderer(options: Options, chat_template_kwargs: Mapping[str, Any]) -
 
     tokenizer: Any = None
     if options.tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        with model_named(options.tokenizer, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
+        tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
 
     def render(prompt: Any) -> str:
         if not is_messages(prompt):

@@ -91,19 +91,16 @@ class Options(PromptOptions):
 
 
 def _lengths_of_samples(options: Options) -> Lengths:
-    from transformers import AutoTokenizer
-
     from trl_prl.diagnosis.cost import measured_lengths
     from trl_prl.evaluation.config import EvaluateConfig
     from trl_prl.evaluation.sources import read_samples
+    from trl_prl.jobs.options import load_tokenizer
     from trl_prl.steps.split import get_splitter
     from trl_prl.steps.token_pieces import TokenPieces
-    from trl_prl.storage.missing import model_named
 
     splitter = get_splitter(options.splitter, step_length=options.step_length)
     prompts = options.prompts()
-    with model_named(options.tokenizer or "", "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer or "")
     pieces = TokenPieces(tokenizer)
     path = options.samples or ""
     config = EvaluateConfig(samples=[path], output_dir="unused", prompt_column=options.prompt_column)

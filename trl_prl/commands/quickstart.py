@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trl_prl.jobs.config import option
+from trl_prl.jobs.options import quiet_libraries
 from trl_prl.storage.files import write_text
 
 from .report import how_to_open, write_report
@@ -56,7 +56,6 @@ class Options:
 def run(options: Options) -> int:
     """Run both parts, draw the plots, write the report and print the tables."""
     folder = Path(options.output_dir)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet()
     import torch
 
@@ -110,10 +109,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in ("transformers", "trl", "accelerate", "torch", "trl_prl", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_libraries()
 
 
 def say(progress: Progress, text: str) -> None:
@@ -170,8 +166,7 @@ def run_judging(progress: Progress, num_problems: int) -> dict[str, dict[str, fl
 
 def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path) -> dict[str, dict[str, Any]]:
     """Part 2: accuracy and tokens per problem of each search on far paths, as `trl-prl search` finds them."""
-    from trl_prl.demo.path_training import MAX_COMPLETION_LENGTH
-    from trl_prl.demo.paths import FAR, path_dataset, path_policy_path, path_verifier_path
+    from trl_prl.demo.paths import FAR, MAX_COMPLETION_LENGTH, path_dataset, path_policy_path, path_verifier_path
     from trl_prl.search.config import SearchConfig
     from trl_prl.search.job import run_search
 
@@ -236,15 +231,18 @@ def search_table(searched: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def draw(planted: Mapping[str, list[float]], searched: Mapping[str, Mapping[str, Any]], output_dir: Path) -> None:
     """Write `planted.png` and `search.png`."""
-    from trl_prl.report.plots import draw_bars, draw_curves, new_figure, save
+    from trl_prl.report.plots import STYLES, draw_curves, new_figure, save
 
     figure, (axis,) = new_figure(1, width=6)
     draw_curves(axis, {name: [[100 * value for value in curve]] for name, curve in planted.items()}, window=5)
     axis.set(title="Planted sub-sequence", xlabel="optimizer step", ylabel="accuracy, %", ylim=(-2, 102))
     save(figure, output_dir / "planted.png")
 
-    figure, (axis,) = new_figure(1, width=6)
-    scores = {name: [100 * point["accuracy"]["value"]] for name, point in searched.items()}
-    draw_bars(axis, ["far paths"], scores)
-    axis.set(title="Searching with a learned verifier", ylabel="right, %")
+    figure, (axis,) = new_figure(1, width=6, height=2.4)
+    shares = [100 * point["accuracy"]["value"] for point in searched.values()]
+    bars = axis.barh(list(searched), shares, color=[style["color"] for style in STYLES[: len(shares)]])
+    axis.bar_label(bars, fmt="%.0f", padding=2)
+    axis.invert_yaxis()
+    axis.set(title="Searching far paths with a learned verifier", xlabel="right, %", xlim=(0, 105))
+    axis.grid(axis="y", visible=False)
     save(figure, output_dir / "search.png")

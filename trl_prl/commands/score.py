@@ -5,7 +5,6 @@ trl-prl score --verifier my-org/my-pav --file solutions.jsonl --output scored.js
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trl_prl.jobs.config import EngineOptions, PromptOptions, option, require
+from trl_prl.jobs.config import EngineOptions, PromptOptions, VerifierOptions, option, require
 from trl_prl.jobs.progress import Meter, OnCounts, ProgressBar
 from trl_prl.jobs.ray_engine import make_engine
 from trl_prl.jobs.runner import in_order
@@ -24,11 +23,11 @@ from trl_prl.prompts.chat import content_text
 from trl_prl.steps.splitters import SPLITTER_HELP
 from trl_prl.storage.row_files import ROWS_PER_CHUNK, Rows, check_suffix, write_rows
 from trl_prl.storage.row_sources import open_rows
-from trl_prl.storage.row_values import check_text, read_steps, read_text, row_place
+from trl_prl.storage.row_values import check_text, missing_as_none, read_steps, read_text, row_place
 
 
 @dataclass(frozen=True)
-class Options(EngineOptions, PromptOptions):
+class Options(VerifierOptions, EngineOptions, PromptOptions):
     """What to score, with which verifier, and where to write it.
 
     Every field is an option of `trl-prl score` and a key of its YAML file.
@@ -37,7 +36,6 @@ class Options(EngineOptions, PromptOptions):
         `ValueError`: When a required field is missing.
     """
 
-    verifier: str = option("", "folder, hub id, address or module:name of the verifier")
     file: str = option("", "solutions: a file, a folder or a hub id")
     output: str = option("", "where to write: .jsonl, .jsonl.gz or .parquet")
     overwrite: bool = option(False, "replace the output if it exists")
@@ -49,9 +47,6 @@ class Options(EngineOptions, PromptOptions):
     splitter: str | None = option(
         None, f"splitter for texts, by default the one stored with the verifier: {SPLITTER_HELP}"
     )
-    batch_tokens: int = option(16384, "most tokens of a batch")
-    device: str | None = option(None, "device of the model; by default the accelerator if there is one")
-    dtype: str = option("auto", "precision, such as bfloat16; by default that of the weights")
     limit: int | None = option(None, "score only the first rows")
 
     def __post_init__(self) -> None:
@@ -72,19 +67,14 @@ class ScoreWorker:
     """
 
     def __init__(self, options: Options) -> None:
-        from trl_prl.prms.load import default_device, load_process_reward
+        from trl_prl.prms.load import load_verifier
         from trl_prl.prms.scoring import splitter_for
         from trl_prl.rewards.checks import warn_of_other_splitter
         from trl_prl.steps.split import get_splitter
         from trl_prl.verifier.settings import collected_splitter
 
         self.options = options
-        self.verifier: Any = load_process_reward(
-            options.verifier,
-            device=options.device or default_device(),
-            dtype=options.dtype,
-            max_batch_tokens=options.batch_tokens,
-        )
+        self.verifier = load_verifier(options)
         self.split = splitter_for(self.verifier, options.splitter)
         self.prompts = options.prompts()
         if options.splitter is not None:
@@ -251,14 +241,10 @@ def _added_columns() -> dict[str, Any]:
 def _scores(initial: float, values: list[float]) -> dict[str, Any]:
     progress = [value - before for value, before in zip(values, [initial, *values[:-1]], strict=False)]
     return {
-        "initial_value": _or_none(initial),
-        "step_values": [_or_none(value) for value in values],
-        "step_advantages": [_or_none(value) for value in progress],
+        "initial_value": missing_as_none(initial),
+        "step_values": [missing_as_none(value) for value in values],
+        "step_advantages": [missing_as_none(value) for value in progress],
     }
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _check_output(path: Path, overwrite: bool, source: Path) -> None:

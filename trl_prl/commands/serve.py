@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from trl_prl.jobs.config import option, require
+from trl_prl.jobs.config import VerifierOptions, option, require
 from trl_prl.prms.remote import TOKEN_VARIABLE
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(VerifierOptions):
     """What to serve, and where.
 
     Every field is an option of `trl-prl serve` and a key of its YAML file.
@@ -22,13 +22,9 @@ class Options:
         `ValueError`: When no verifier is given.
     """
 
-    verifier: str = option("", "folder, hub id or module:name, with options behind commas")
     host: str = option("127.0.0.1", "address to listen at; by default this machine alone")
     port: int = option(8000, "port to listen at")
     max_batch: int = option(256, "most solutions of a batch")
-    batch_tokens: int = option(16384, "most tokens of a forward")
-    device: str | None = option(None, "device of the model; by default the accelerator if there is one")
-    dtype: str = option("auto", "precision, such as bfloat16; by default that of the weights")
 
     def __post_init__(self) -> None:
         require(self, "verifier")
@@ -69,16 +65,10 @@ def run(options: Options) -> int:
         )
     # Here, so that `--help` answers without torch.
     from trl_prl.jobs.options import quiet_libraries
-    from trl_prl.prms.load import default_device, load_process_reward
+    from trl_prl.prms.load import load_verifier
 
     quiet_libraries()
-    process_reward = load_process_reward(
-        options.verifier,
-        device=options.device or default_device(),
-        dtype=options.dtype,
-        max_batch_tokens=options.batch_tokens,
-    )
-    app = create_app(process_reward, token=token, max_batch=options.max_batch)
+    app = create_app(load_verifier(options), token=token, max_batch=options.max_batch)
     print(f"Serving {options.verifier} at http://{options.host}:{options.port}, documented at /docs", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
     return 0

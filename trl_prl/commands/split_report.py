@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trl_prl.jobs.config import option, require
+from trl_prl.jobs.options import load_tokenizer
 from trl_prl.prompts.chat import content_text
 from trl_prl.steps.splitters import SPLITTER_HELP
-from trl_prl.storage.missing import model_named
 from trl_prl.storage.row_files import existing
 from trl_prl.storage.row_sources import open_rows
 from trl_prl.storage.row_values import row_place
@@ -163,10 +163,7 @@ def run(options: Options) -> int:
     # What can be wrong without loading anything is checked first.
     splitter = get_splitter(options.splitter, step_length=options.step_length)
     completions = read_completions(options.file, options.column)
-    from transformers import AutoTokenizer
-
-    with model_named(options.tokenizer, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
+    tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
     report = split_report(completions, splitter, tokenizer)
     if options.output == "json":
         print(json.dumps(asdict(report), indent=2, ensure_ascii=False))

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .paths import (
-    MAX_LINES,
-    NODES,
-    NUM_NODES,
-    PathProblem,
-    Walk,
-    distances,
-    is_right,
-    neighbour_matrix,
-    parse_problem,
-    start_of,
-)
+from .paths import MAX_LINES, NUM_NODES, Walk, distances, is_right, neighbour_matrix, parse_problem, start_of
 
 
 if TYPE_CHECKING:
@@ -135,25 +123,3 @@ class PathProcessReward:
     def initial_values(self, prompts: Sequence[str], **columns: Any) -> list[float]:
         """Value of each prompt before the first step, `V^mu(prompt)`."""
         return [self._value(start_of(parse_problem(prompt))) for prompt in prompts]
-
-
-def sample_walk(problem: PathProblem, wander: float, generator: random.Random) -> str:
-    """A walk from the start, as a solution that may miss the goal.
-
-    Args:
-        problem ([`PathProblem`]):
-            The problem.
-        wander (`float`):
-            Probability of a step to any neighbour.
-        generator (`random.Random`):
-            Source of randomness.
-
-    Returns:
-        `str`: Lines with their line breaks, at most `MAX_LINES`, none after the goal.
-    """
-    node, goal = NODES.index(problem.start), NODES.index(problem.goal)
-    lines: list[str] = []
-    while node != goal and len(lines) < MAX_LINES:
-        (node,) = generator.choices(range(NUM_NODES), step_probs(wander)[goal, node].tolist())
-        lines.append(f"{NODES[node]}\n")
-    return "".join(lines)

@@ -30,19 +30,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .tokenizers import character_tokenizer
-
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerFast
 
 Split = Literal["train", "tuning", "test"]
 
 NUM_NODES = 48
 NUM_NEAREST = 3
 MAX_LINES = 12
+MAX_COMPLETION_LENGTH = 2 * MAX_LINES + 1  # a node and a line break per line, and the end token
 NEAR = (2, 3)
 """Edges between start and goal, fewest and most, of problems that the shipped policy solves now and then."""
 FAR = (5, 9)
@@ -51,7 +49,6 @@ FAR = (5, 9)
 NODES = string.ascii_letters[:NUM_NODES]
 _GRAPH_SEED = 0
 _PROBLEM = re.compile(rf"([{NODES}])>([{NODES}])=")
-_EOS, _PAD = "<eos>", "<pad>"
 
 
 @cache
@@ -89,11 +86,6 @@ class PathProblem:
     def prompt(self) -> str:
         """The problem as text, such as `A>f=`."""
         return f"{self.start}>{self.goal}="
-
-    @property
-    def num_edges(self) -> int:
-        """Edges of a shortest path from start to goal."""
-        return int(distances()[NODES.index(self.start), NODES.index(self.goal)])
 
 
 def parse_problem(prompt: str) -> PathProblem:
@@ -215,15 +207,6 @@ def path_reward(prompts: Sequence[str], completions: Sequence[str], **columns: A
         `list[float]`: One reward per completion.
     """
     return [float(is_right(prompt, text)) for prompt, text in zip(prompts, completions, strict=True)]
-
-
-def build_path_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer with one token per character of a problem or solution, and end and padding tokens.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: 53 tokens; pads on the left.
-    """
-    return character_tokenizer([_PAD, _EOS, *NODES, ">", "=", "\n"], eos=_EOS, pad=_PAD)
 
 
 def path_policy_path() -> str:

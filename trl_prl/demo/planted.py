@@ -133,18 +133,6 @@ def prover_token_probs(gamma: float, task: PlantedTask = DEFAULT_TASK) -> NDArra
 
 
 @lru_cache(maxsize=64)
-def _value_table(gamma: float, task: PlantedTask) -> NDArray[np.float64]:
-    goal = len(task.planted)
-    probs, values = prover_token_probs(gamma, task), np.zeros((goal + 1, task.length + 1))
-    values[goal] = 1.0
-    for remaining in range(1, task.length + 1):
-        after = values[task.transitions[:goal], remaining - 1]  # (states - 1, vocab_size)
-        after[:, task.eos] = 0.0
-        values[:goal, remaining] = (probs[:goal] * after).sum(axis=1)
-    values.flags.writeable = False
-    return values
-
-
 def prover_values(gamma: float, task: PlantedTask = DEFAULT_TASK) -> NDArray[np.float64]:
     """Probability that the prover completes the planted run, for every state and number of tokens left.
 
@@ -160,7 +148,15 @@ def prover_values(gamma: float, task: PlantedTask = DEFAULT_TASK) -> NDArray[np.
     Returns:
         `np.ndarray` of shape (states, length + 1): Read-only, in [0, 1]; `[k, r]` with `r` tokens left.
     """
-    return _value_table(float(gamma), task)
+    goal = len(task.planted)
+    probs, values = prover_token_probs(gamma, task), np.zeros((goal + 1, task.length + 1))
+    values[goal] = 1.0
+    for remaining in range(1, task.length + 1):
+        after = values[task.transitions[:goal], remaining - 1]  # (states - 1, vocab_size)
+        after[:, task.eos] = 0.0
+        values[:goal, remaining] = (probs[:goal] * after).sum(axis=1)
+    values.flags.writeable = False
+    return values
 
 
 def sample_prover(gamma: float, n: int, seed: int, task: PlantedTask = DEFAULT_TASK) -> NDArray[np.int64]:

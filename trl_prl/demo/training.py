@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,20 +25,6 @@ class OnLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and self.metric in logs:
             self.on_step(state.global_step, logs)
-
-
-class StopAtAccuracy(TrainerCallback):
-    """Ends training once the accuracy of the rollouts, averaged over a window, has reached a threshold."""
-
-    def __init__(self, threshold: float, window: int) -> None:
-        self.threshold = threshold
-        self.accuracies: deque[float] = deque(maxlen=window)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "reward" in logs:
-            self.accuracies.append(logs["reward"])
-            full = len(self.accuracies) == self.accuracies.maxlen
-            control.should_training_stop |= full and sum(self.accuracies) / len(self.accuracies) >= self.threshold
 
 
 def cpu_fields(output_dir: str) -> dict[str, Any]:

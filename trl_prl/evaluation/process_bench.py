@@ -14,6 +14,7 @@ import numpy as np
 
 from trl_prl.metrics.step_values import POSITIVE, choose_threshold, first_errors, process_bench_f1
 from trl_prl.storage.row_sources import load_rows
+from trl_prl.storage.row_values import json_value
 from trl_prl.verifier.evaluation import ScoredSolution
 from trl_prl.verifier.formats import add_separator, from_process_bench
 
@@ -91,7 +92,7 @@ def score_process_bench(solutions: Sequence[ScoredSolution], threshold: float | 
     for name, (values, errors) in arrays.items():
         found = process_bench_f1(values, errors, threshold)
         plain = process_bench_f1(values, errors, POSITIVE)["f1"]
-        subsets[name] = {"num_solutions": len(values), **_finite({**found, "f1_at_0.5": plain})}
+        subsets[name] = {"num_solutions": len(values), **json_value({**found, "f1_at_0.5": plain})}
     averages = {f"average_{name}": _mean([part[name] for part in subsets.values()]) for name in ("f1", "f1_at_0.5")}
     return {"threshold": {"value": threshold, "how": how}, "subsets": subsets, **averages}
 
@@ -105,10 +106,6 @@ def _arrays(solutions: Sequence[ScoredSolution]) -> tuple[Any, Any]:
         values[i, : len(solution.values)] = [math.nan if value is None else value for value in solution.values]
     # What follows the first error has no label and must not be taken for a prediction.
     return np.where(np.isnan(labels), np.nan, values), first_errors(labels)
-
-
-def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

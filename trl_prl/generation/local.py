@@ -16,7 +16,7 @@ from trl_prl.storage.missing import model_named
 from trl_prl.types import Completion, FinishReason, Prompt, SamplingParams
 
 from .adapters import adapter_folder
-from .engines import key_of
+from .engines import completion_of, key_of
 from .roomy_cache import repeat_with_room
 from .sampling import StopTexts, choose_tokens, sample_uniforms
 
@@ -266,7 +266,7 @@ class TransformersGenerator:
             positions = positions + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1) if is_padded else mask
             logits, cache = self._forward(tokens[:, None], mask if is_padded else None, positions, cache)
-        return [self._completion(ids, reason) for ids, reason in zip(sampled, reasons, strict=True)]
+        return [completion_of(self._pieces, ids, reason) for ids, reason in zip(sampled, reasons, strict=True)]
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the next token, of shape (B, V), and the cache."""
@@ -279,10 +279,6 @@ class TransformersGenerator:
             **{name: value for name, value in optional.items() if name in self._accepts},
         )
         return output.logits[:, -1], output.past_key_values
-
-    def _completion(self, ids: list[int], reason: FinishReason) -> Completion:
-        text = b"".join(self._pieces.pieces(ids)).decode("utf-8", "replace")
-        return Completion(tuple(ids), text, reason)
 
 
 def _rows(batch: _Batch) -> Iterator[tuple[int, int]]:

@@ -46,6 +46,7 @@ Prefix = tuple[int, tuple[int, ...]]
 """Position of a problem in the list at hand, and the ids of the start of a completion; `()` is the prompt itself."""
 
 
+@dataclass
 class Roller:
     """Draws rollouts of a list of problems and checks them.
 
@@ -66,23 +67,13 @@ class Roller:
             Where to add up what is drawn.
     """
 
-    def __init__(
-        self,
-        problems: Sequence[Problem],
-        generator: Generator,
-        reward: OutcomeReward,
-        token_pieces: TokenPieces,
-        params: SamplingParams,
-        threshold: float = 0.5,
-        spending: Spending | None = None,
-    ) -> None:
-        self.problems = problems
-        self.generator = generator
-        self.reward = reward
-        self.token_pieces = token_pieces
-        self.params = params
-        self.threshold = threshold
-        self.spending = spending or Spending()
+    problems: Sequence[Problem]
+    generator: Generator
+    reward: OutcomeReward
+    token_pieces: TokenPieces
+    params: SamplingParams
+    threshold: float = 0.5
+    spending: Spending = field(default_factory=Spending)
 
     def has_room(self, prefix: Prefix) -> bool:
         """Whether there is room for a token after a prefix."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import reprlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import reduce
 from types import NoneType
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ class UnusableAnswerError(PassingError):
 _MAX_UNUSABLE = 6
 
 
+@dataclass
 class ServerCalls:
     """Makes requests to one server or several that stand in for each other.
 
@@ -54,23 +56,19 @@ class ServerCalls:
             Key of the servers. Where one repeats it, as many do to one that they do not know, no error does.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        open_client: Callable[[str], Any],
-        *,
-        timeout: float,
-        max_attempts: int,
-        max_wait: float,
-        backoff: float = 0.5,
-        concurrency: int = 32,
-        advice: str = "",
-        secret: str | None = None,
-    ) -> None:
-        self.urls, self.open_client = list(urls), open_client
-        self.timeout, self.max_attempts, self.max_wait = timeout, max_attempts, max_wait
-        self.backoff, self.concurrency, self.advice = backoff, concurrency, advice
-        known = [secret, *(urlsplit(url).password for url in urls)]
+    urls: Sequence[str]
+    open_client: Callable[[str], Any]
+    _: KW_ONLY
+    timeout: float
+    max_attempts: int
+    max_wait: float
+    backoff: float = 0.5
+    concurrency: int = 32
+    advice: str = ""
+    secret: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        known = [self.secret, *(urlsplit(url).password for url in self.urls)]
         # Shorter ones, such as "none", stand for no key.
         self._secrets = [text for text in known if text and len(text) > 5]
 

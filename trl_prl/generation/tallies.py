@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trl_prl.metrics.intervals import value_interval
@@ -110,7 +110,3 @@ class Spending:
         """Add the sums of another one."""
         for name, number in other.items():
             setattr(self, name, getattr(self, name) + number)
-
-    def as_dict(self) -> dict[str, int]:
-        """The sums by name."""
-        return asdict(self)

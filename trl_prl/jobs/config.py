@@ -94,6 +94,18 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class VerifierOptions:
+    """A verifier, and where and how it runs."""
+
+    verifier: str = option(
+        "", "folder, hub id, address or module:name of the verifier, with options of its own behind commas"
+    )
+    batch_tokens: int = option(16384, "most tokens of a batch")
+    device: str | None = option(None, "device of the model; by default the accelerator if there is one")
+    dtype: str = option("auto", "precision, such as bfloat16; by default that of the weights")
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """Where the work of a job is done: in this process, or by workers of a Ray cluster."""
 

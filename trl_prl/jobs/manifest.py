@@ -9,7 +9,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,10 @@ def _fingerprint(name: str | None) -> str | None:
     if not name:
         return None
     path, options = split_options(name)
-    found = {key: _files_of(text) for key, text in {"": path, **options}.items()}
+    found = {key: weights_fingerprint(text) or module_fingerprint(text) for key, text in {"": path, **options}.items()}
     if not any(found.values()):
         return None
     return ", ".join([found[""] or path, *(f"{key}={found[key] or text}" for key, text in options.items())])
-
-
-def _files_of(name: str) -> str | None:
-    return weights_fingerprint(name) or module_fingerprint(name)
 
 
 def weights_fingerprint(path: str) -> str | None:
@@ -156,7 +152,9 @@ def open_manifest(
                 f"{folder} holds shards but no {MANIFEST}, so it cannot be told what they were computed with. Use "
                 "another folder, or put the manifest back."
             )
-        _write_once(path, json.dumps(wanted, indent=1, sort_keys=True))
+        # Where another process was first, what it wrote is compared.
+        with suppress(FileExistsError), replace_file(path, private=True, overwrite=False) as file:
+            file.write(json.dumps(wanted, indent=1, sort_keys=True).encode())
     begun = _read(path)
     known = json.loads(json.dumps({name: default for name, default in (defaults or {}).items() if name in wanted}))
     begun = {**known, **begun}
@@ -184,16 +182,6 @@ def _read(path: Path) -> dict[str, Any]:
             "use another folder."
         )
     return begun
-
-
-def _write_once(path: Path, text: str) -> None:
-    """Write a file that appears whole, by whichever process is first; only the user may read it."""
-    try:
-        with replace_file(path, private=True, overwrite=False) as file:
-            file.write(text.encode())
-    except FileExistsError:
-        # Another process was first; the caller compares what it wrote.
-        pass
 
 
 @contextmanager

@@ -26,6 +26,14 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def load_tokenizer(name: str, what: str = "tokenizer", *, trust_remote_code: bool = False) -> Any:
+    """A tokenizer by its folder or Hub id, which is called `what` where there is none."""
+    from transformers import AutoTokenizer
+
+    with model_named(name, what):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
 class Tools:
     """What a worker of a job needs, each made from the options when it is first used.
 
@@ -50,11 +58,8 @@ class Tools:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        from transformers import AutoTokenizer
-
-        path = self.config.tokenizer or self.model
-        with model_named(path, "tokenizer" if self.config.tokenizer else "model"):
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=self.config.trust_remote_code)
+        name, what = (self.config.tokenizer, "tokenizer") if self.config.tokenizer else (self.model, "model")
+        return load_tokenizer(name, what, trust_remote_code=self.config.trust_remote_code)
 
     @cached_property
     def generator(self) -> Generator:
@@ -92,7 +97,7 @@ class Tools:
         self._open.close()
 
 
-def make_generator(config: JobConfig, tokenizer: Any, model: str | None = None) -> Generator:
+def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
     """The generator that a job asks for.
 
     Args:
@@ -100,13 +105,12 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str | None = None) 
             The job.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model, for servers.
-        model (`str`, *optional*):
-            Path or Hub id, if it is another model than `config.model`.
+        model (`str`):
+            Path or Hub id of the model.
 
     Returns:
         [`Generator`]: The generator.
     """
-    model = config.model if model is None else model
     if config.generator == "openai":
         from trl_prl.generation.openai_server import OpenAIGenerator
 

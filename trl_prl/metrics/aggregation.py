@@ -81,10 +81,9 @@ def best_of_n(scores: Sequence[float | None]) -> int:
         `ValueError`: If there are no candidates.
     """
     _check_candidates(scores)
-    known = [-math.inf if score is None or math.isnan(score) else float(score) for score in scores]
-    unknown = [score is None or math.isnan(score) for score in scores]
     # A known score of -inf still beats an unknown one.
-    return max(range(len(scores)), key=lambda i: (known[i], not unknown[i]))
+    keys = [(False, 0.0) if score is None or math.isnan(score) else (True, score) for score in scores]
+    return keys.index(max(keys))
 
 
 def majority_vote(answers: Sequence[Hashable | None], equal: Callable[[Any, Any], bool] | None = None) -> int:

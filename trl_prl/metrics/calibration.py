@@ -117,15 +117,14 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]
     from scipy.optimize import minimize
     from scipy.special import expit
 
-    x, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    both = ~(np.isnan(x) | np.isnan(y))
-    if not both.any():
+    x, y = value_label_pairs(logits, labels)
+    if not len(x):
         raise ValueError(
-            f"None of {both.size} places has a score and a label, so there is nothing to fit. Pass labels between 0 "
-            "and 1 for some of the steps."
+            f"None of {np.size(logits)} places has a score and a label, so there is nothing to fit. Pass labels "
+            "between 0 and 1 for some of the steps."
         )
     # A thousandth of a label on either side keeps the fit finite where the labels are separable.
-    x, y = x[both], y[both].clip(1e-3, 1 - 1e-3)
+    y = y.clip(1e-3, 1 - 1e-3)
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         # The slope as a logarithm: the temperature stays positive, and with it the order of values.

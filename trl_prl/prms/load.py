@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+from trl_prl.jobs.config import VerifierOptions
 from trl_prl.jobs.named_options import annotations_of, for_no_model, read_options, split_options, take
 from trl_prl.rewards.outcomes import import_object
 from trl_prl.types import ProcessReward
@@ -236,3 +237,13 @@ def default_device() -> str:
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else accelerator.type
+
+
+def load_verifier(options: VerifierOptions) -> Any:
+    """The verifier that options of the command line name, on their device or the accelerator of this machine."""
+    return load_process_reward(
+        options.verifier,
+        device=options.device or default_device(),
+        dtype=options.dtype,
+        max_batch_tokens=options.batch_tokens,
+    )

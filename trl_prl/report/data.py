@@ -13,9 +13,10 @@ from trl_prl.storage.row_values import json_value
 
 from .curves import HEALTHY, METRIC_INFO, curves
 from .files import (
-    as_prompt,
+    as_text,
     diagnosis_result,
     evaluation_result,
+    mapping,
     other_result,
     read_json_rows,
     read_parquet_rows,
@@ -134,7 +135,7 @@ class ReportData:
             self.warnings.append(f"{path} cannot be read and is left out: {error}.")
 
     def _add_json(self, path: Path, data: Any, asked_for: bool) -> None:
-        kind = data.get("kind") if isinstance(data, Mapping) else None
+        kind = mapping(data).get("kind")
         readers: dict[str, tuple[list[dict[str, Any]], Callable[[Mapping[str, Any], str], dict[str, Any]], str]] = {
             "evaluation": (self.evaluations, evaluation_result, "evaluation"),
             "verifier_evaluation": (self.verifiers, verifier_result, "evaluation of a verifier"),
@@ -155,8 +156,7 @@ class ReportData:
     def _add_search(self, path: Path, data: Mapping[str, Any]) -> None:
         """The summary of a search; its problems are in a file beside it."""
         points = search_points(data, path.parent.name)
-        given = data.get("settings")
-        settings = {k: v for k, v in given.items() if k not in BESIDE_SEARCH} if isinstance(given, Mapping) else {}
+        settings = {k: v for k, v in mapping(data.get("settings")).items() if k not in BESIDE_SEARCH}
         setting = json.dumps(settings, sort_keys=True, default=str)
         label = path.parent.name
         self.searches.append({"label": label, "problems": [], "points": points, "setting": setting})
@@ -180,7 +180,7 @@ class ReportData:
         if first is None:
             return
         everything = chain([first], iterator)
-        if "tree" in first or "nodes" in first or "candidates" in first:
+        if "candidates" in first:
             problems = [search_problem(row) for row in everything]
             label = path.parent.name if path.stem == "problems" else path.stem
             self.searches.append({"label": label, "problems": problems, "points": []})
@@ -273,7 +273,7 @@ class ReportData:
             completions += run_completions(trimmed, index, source, prompts)
         for source, rows in self.solutions:
             for row in evenly(rows, share(len(rows), total, limit)):
-                text = as_prompt(row.get("prompt"))
+                text = as_text(row.get("prompt"))
                 number = prompt_numbers([text], prompts)[text]
                 if "samples" in row:
                     completions += evaluated_samples(row, number, source)

@@ -14,6 +14,8 @@ from .plots import STYLES, moving_average, new_figure
 
 Payload = Mapping[str, Any]
 Figure = tuple[str, Any]
+Point = tuple[float, Mapping[str, Any]]
+"""Position of an estimate on the x axis, and the estimate."""
 
 
 def write_figures(payload: Payload, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -118,10 +120,7 @@ def verifier_figures(payload: Payload) -> Iterable[Figure]:
             continue
         figure, axis = one_panel(f"Calibration of {verifier['label']}", "predicted value", "observed success")
         axis.plot([0, 1], [0, 1], color="#999999", linestyle=":", label="perfect")
-        band = None
-        if all(b["low"] is not None and b["high"] is not None for b in bins):
-            band = ([b["low"] for b in bins], [b["high"] for b in bins])
-        draw_line(axis, 0, "observed", [b["predicted"] for b in bins], [b["observed"] for b in bins], band)
+        draw_line(axis, 0, "observed", [b["predicted"] for b in bins], [b["observed"] for b in bins])
         axis.legend(frameon=False, fontsize=8)
         yield f"calibration-{verifier['label']}", figure
 
@@ -130,59 +129,53 @@ def prover_figures(payload: Payload) -> Iterable[Figure]:
     """Both terms of Theorem 3.1 and what follows from them, over K, one line per prover."""
     for diagnosis in payload["diagnoses"]:
         for name in ("credit", "gain", "distinguishability", "alignment", "sum"):
-            points: dict[str, list[tuple[float, Mapping[str, float]]]] = {}
+            lines: dict[str, list[Point]] = {}
             for candidate in diagnosis["candidates"]:
                 found = candidate["numbers"].get(name)
                 if found and found["value"] is not None and candidate["k"] is not None:
-                    points.setdefault(candidate["prover"], []).append((candidate["k"], found))
-            if not points:
-                continue
-            figure, axis = one_panel(name, "K of Best-of-K")
-            for index, (prover, rows) in enumerate(points.items()):
-                rows.sort(key=lambda row: row[0])
-                draw_estimates(axis, index, prover, rows)
-            axis.legend(frameon=False, fontsize=8)
-            yield f"prover-{diagnosis['label']}-{name}", figure
+                    lines.setdefault(candidate["prover"], []).append((candidate["k"], found))
+            if lines:
+                yield f"prover-{diagnosis['label']}-{name}", estimates_figure(lines, name, "K of Best-of-K")[0]
 
 
 def evaluation_figures(payload: Payload) -> Iterable[Figure]:
     """pass@k and maj@k over k, one line per model."""
     for evaluation in payload["evaluations"]:
         for kind in ("pass", "maj"):
-            figure, axis = one_panel(f"{kind}@k", "k")
-            num_points = 0
-            for index, model in enumerate(evaluation["models"]):
-                rows = [
+            lines = {
+                model["name"]: [
                     (float(name.partition("@")[2]), found)
                     for name, found in model["metrics"].items()
                     if re.fullmatch(rf"{kind}@\d+", name) and found["value"] is not None
                 ]
-                if rows:
-                    draw_estimates(axis, index, model["name"], sorted(rows, key=lambda row: row[0]))
-                num_points = max(num_points, len(rows))
-            if num_points > 1:
-                axis.legend(frameon=False, fontsize=8)
-                yield f"{evaluation['label']}-{kind}_at_k", figure
+                for model in evaluation["models"]
+            }
+            if any(len(points) > 1 for points in lines.values()):
+                yield f"{evaluation['label']}-{kind}_at_k", estimates_figure(lines, f"{kind}@k", "k")[0]
 
 
 def search_figures(payload: Payload) -> Iterable[Figure]:
     """Accuracy against tokens sampled per problem, one line per method."""
-    lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    lines: dict[str, list[Point]] = {}
     for point in (point for search in payload["searches"] for point in search["points"]):
         lines.setdefault(point["line"], []).append((point["tokens"], point))
-    if not lines:
-        return
-    figure, axis = one_panel("Accuracy against compute", "tokens sampled per problem", "accuracy")
-    for index, (label, rows) in enumerate(lines.items()):
-        draw_estimates(axis, index, label, sorted(rows, key=lambda row: row[0]))
-    axis.set_xscale("log")
+    if lines:
+        title, xlabel = "Accuracy against compute", "tokens sampled per problem"
+        figure, axis = estimates_figure(lines, title, xlabel, "accuracy")
+        axis.set_xscale("log")
+        yield "search-accuracy", figure
+
+
+def estimates_figure(
+    lines: Mapping[str, Sequence[Point]], title: str, xlabel: str, ylabel: str = ""
+) -> tuple[Any, Any]:
+    """A figure with a line through the estimates of each name, and a band where all of them have intervals."""
+    figure, axis = one_panel(title, xlabel, ylabel)
+    for index, (label, points) in enumerate(lines.items()):
+        if not points:
+            continue
+        x, found = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        value, low, high = ([estimate[end] for estimate in found] for end in ("value", "low", "high"))
+        draw_line(axis, index, label, x, value, None if None in (*low, *high) else (low, high))
     axis.legend(frameon=False, fontsize=8)
-    yield "search-accuracy", figure
-
-
-def draw_estimates(axis: Any, index: int, label: str, rows: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
-    """Draw a line through estimates, with a band where all of them have intervals."""
-    band = None
-    if all(found["low"] is not None and found["high"] is not None for _, found in rows):
-        band = ([found["low"] for _, found in rows], [found["high"] for _, found in rows])
-    draw_line(axis, index, label, [x for x, _ in rows], [found["value"] for _, found in rows], band)
+    return figure, axis

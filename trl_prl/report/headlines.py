@@ -9,9 +9,6 @@ from typing import Any
 from .run_files import RecordedRun
 
 
-Estimate = Mapping[str, float | None]
-
-
 def headlines(
     groups: Sequence[Mapping[str, Any]],
     runs: Sequence[RecordedRun],
@@ -49,36 +46,13 @@ def evaluation_headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         if name is None:
             continue
         before, after = first["metrics"][name], model["metrics"][name]
-        pair = {first["name"], model["name"]}
-        test = next(
-            (
-                t
-                for t in evaluation["differences"]
-                if t.get("metric") == name and {t.get("first"), t.get("second")} == pair
-            ),
-            None,
-        )
+        paired = {"metric": name, "before": first["name"], "after": model["name"]}
+        tests = (test["difference"] for test in evaluation["differences"] if paired.items() <= test.items())
         found.append(
             {"title": f"{name}: {first['name']} → {model['name']}", "before": before, "after": after}
-            | {"difference": _difference(test, before, after), "note": "with intervals over problems"}
+            | {"difference": next(tests, None), "note": "with intervals over problems"}
         )
     return found
-
-
-def _difference(test: Mapping[str, Any] | None, before: Estimate, after: Estimate) -> dict[str, float | None] | None:
-    """A paired difference as after less before, whichever way round the test has it."""
-    found = None if test is None else {name: test[name] for name in ("value", "low", "high")}
-    if found is None or None in (found["value"], before["value"], after["value"]):
-        return None
-    change = after["value"] - before["value"]  # type: ignore[operator]
-    if abs(found["value"] - change) <= abs(found["value"] + change):  # type: ignore[operator]
-        return found
-    low, high = found["low"], found["high"]
-    return {
-        "value": -found["value"],  # type: ignore[operator]
-        "low": None if high is None else -high,
-        "high": None if low is None else -low,
-    }
 
 
 def search_headlines(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -46,8 +46,7 @@ def shorten_row(row: Mapping[str, Any]) -> dict[str, Any]:
         one entry per step has `None` there, and `skipped` has its position and how many steps it stands for.
     """
     found = {
-        name: _shorten(value, MAX_NODE_CHARACTERS if name in ("tree", "nodes") else MAX_CHARACTERS)
-        for name, value in row.items()
+        name: _shorten(value, MAX_NODE_CHARACTERS if name == "tree" else MAX_CHARACTERS) for name, value in row.items()
     }
     steps = row.get("steps", row.get("completions"))
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):

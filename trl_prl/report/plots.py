@@ -80,34 +80,6 @@ def draw_curves(
     axis.legend(frameon=False, fontsize=8)
 
 
-def draw_bars(axis: Any, groups: Sequence[str], bars: Mapping[str, Sequence[float]], unit: str = "%") -> None:
-    """Draw bars in groups, each with its number; the first of a group, what the others are compared with, in grey.
-
-    Args:
-        axis (`matplotlib.axes.Axes`):
-            Where to draw.
-        groups (`Sequence[str]`):
-            Names of the groups on the x axis.
-        bars (`Mapping[str, Sequence[float]]`):
-            For each name, one height per group.
-        unit (`str`, *optional*, defaults to `"%"`):
-            Label of the y axis.
-    """
-    width = 0.8 / len(bars)
-    hatches = ("", "//", "..", "xx", "--", "++")
-    for index, (name, heights) in enumerate(bars.items()):
-        style = STYLES[(index - 1) % len(STYLES)]  # so that the others have the colours of their curves
-        positions = np.arange(len(groups)) + (index - (len(bars) - 1) / 2) * width
-        container = axis.bar(
-            positions, heights, width * 0.92, label=name, color=style["color"], hatch=hatches[index % 6], alpha=0.85
-        )
-        axis.bar_label(container, fmt="%.0f", fontsize=7)
-    axis.set_xticks(np.arange(len(groups)), groups)
-    axis.set_ylabel(unit)
-    axis.grid(axis="x", visible=False)
-    axis.legend(frameon=False, fontsize=8)
-
-
 def save(figure: Any, path: Path) -> None:
     """Write a figure; the ending of the path says in which format."""
     with replace_file(path) as file:

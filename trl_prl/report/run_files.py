@@ -293,8 +293,4 @@ _KINDS |= dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go")
 
 def _is_as_written(row: Mapping[str, Any]) -> bool:
     """Whether lists and mappings of a row are such: somebody may have edited the file."""
-    for name, kind in _KINDS.items():
-        value = row.get(name)
-        if value is not None and type(value) is not kind:
-            return False
-    return True
+    return all(row.get(name) is None or type(row[name]) is kind for name, kind in _KINDS.items())

@@ -15,9 +15,9 @@ import torch
 from transformers import TrainerCallback
 
 from trl_prl.credit.step_tensors import step_end_mask, suffix_sums
-from trl_prl.prompts.chat import content_text
 from trl_prl.steps.split import SplitBatch
 
+from .files import as_text
 from .run_files import RunWriter
 
 
@@ -152,7 +152,7 @@ class RunRecorder(TrainerCallback):
         # Not `on_train_begin`: that event is over when a callback attaches the recorder in it.
         if not self._has_started:
             self._has_started = True
-            self.writer.start(self.manifest, state.global_step, now())
+            self.writer.start(self.manifest, state.global_step, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._has_started = False
@@ -216,15 +216,6 @@ def rounded(values: Sequence[float]) -> list[float | None]:
     return [round(value, 6) if math.isfinite(value) else None for value in values]
 
 
-def as_text(conversation: Any) -> str:
-    """Text of a prompt or a completion: that of messages one below the other, each after its role."""
-    if isinstance(conversation, list) and all(isinstance(message, dict) for message in conversation):
-        return "\n".join(
-            f"{message.get('role', '')}: {content_text(message.get('content'))}" for message in conversation
-        )
-    return conversation if isinstance(conversation, str) else str(conversation)
-
-
 def run_manifest(method: str, model: str, config: dict[str, Any], reward_funcs: Sequence[str]) -> dict[str, Any]:
     """What the manifest says of a run.
 
@@ -260,8 +251,3 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def now() -> str:
-    """The time, in seconds, as ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .files import number, numbers
+from .files import mapping, mappings, number, numbers
 
 
 def solution(row: Mapping[str, Any], prompt: int, source: int) -> dict[str, Any] | None:
@@ -13,11 +13,11 @@ def solution(row: Mapping[str, Any], prompt: int, source: int) -> dict[str, Any]
     steps = row.get("steps", row.get("completions"))
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
         return None
-    found = next((row[key] for key in ("values", "step_values", "labels") if row.get(key) is not None), None)
+    found = next((row[key] for key in ("step_values", "labels") if row.get(key) is not None), None)
     # Labels of some data sets are right or wrong instead of probabilities.
     values = numbers([float(v) if isinstance(v, bool) else v for v in found] if isinstance(found, list) else None)
-    initial = number(row.get("initial_value", row.get("prompt_value")))
-    progress = numbers(row.get("advantages", row.get("step_advantages")))
+    initial = number(row.get("initial_value"))
+    progress = numbers(row.get("step_advantages"))
     if progress is None and values is not None and initial is not None:
         before = [initial, *values[:-1]]
         pairs = zip(values, before, strict=True)
@@ -53,12 +53,11 @@ def evaluated_samples(row: Mapping[str, Any], prompt: int, source: int) -> list[
     The file has no steps. Lines are taken for them where there are as many as values, else the text is one step.
     """
     found: list[dict[str, Any]] = []
-    for sample in row.get("samples") or []:
-        if not isinstance(sample, Mapping) or not isinstance(sample.get("completion"), str):
+    for sample in mappings(row.get("samples")):
+        if not isinstance(sample.get("completion"), str):
             continue
-        scores = sample.get("scores") if isinstance(sample.get("scores"), Mapping) else {}
         lines = sample["completion"].splitlines(keepends=True)
-        values = next((value for value in (scores or {}).values() if isinstance(value, list)), None)
+        values = next((value for value in mapping(sample.get("scores")).values() if isinstance(value, list)), None)
         fits = values is not None and len(values) == len(lines)
         reason = sample.get("finish_reason")
         found.append(

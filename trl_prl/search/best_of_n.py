@@ -12,12 +12,12 @@ from trl_prl.generation.rollouts import Problem, ids_digest
 from trl_prl.generation.sampling import draw
 from trl_prl.metrics.aggregation import Aggregation, aggregate_step_values, best_of_n, majority_vote, weighted_vote
 from trl_prl.rewards.equality import group_answers
+from trl_prl.steps.split import step_ends
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Completion, Generator, ProcessReward, Prompt, SamplingParams, StepSplitter
 
 from .results import Candidate, EndReason, SearchCost, SearchResult
 from .scoring import EffectiveReward, ScoredSteps, score_solutions
-from .step_sampler import step_ends
 from .step_search import as_effective_reward, check_sizes
 
 

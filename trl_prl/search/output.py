@@ -63,7 +63,7 @@ def write_results(
         "problems_file": PROBLEMS_FILE,
     }
     if config.plot != "none" and curve:
-        figure = draw([results])
+        figure = draw(results)
         save(figure, folder / f"search.{config.plot}")
     # Last, so that whoever finds the results finds all that belongs to them.
     write_text(folder / RESULTS_FILE, json.dumps(json_value(results), indent=1, allow_nan=False) + "\n")
@@ -151,37 +151,35 @@ def _percent(share: Mapping[str, float] | None, with_interval: bool = False) -> 
     return f"{100 * share['value']:.1f} ({100 * share['low']:.1f}-{100 * share['high']:.1f})"
 
 
-def draw(runs: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Any:
+def draw(results: Mapping[str, Any]) -> Any:
     """Draw accuracy against tokens sampled per problem, with intervals, and pass@n of plain samples.
 
     Args:
-        runs (`Sequence[Mapping[str, Any]]`):
-            Results of one search or of several on the same problems.
-        labels (`Sequence[str]`, *optional*):
-            Their names; by default their methods.
+        results (`Mapping[str, Any]`):
+            What the JSON file holds.
 
     Returns:
         `matplotlib.figure.Figure`: The figure.
     """
     figure, (axis,) = new_figure(1, width=6.0, height=4.2)
-    for run, label, style in zip(runs, labels or [run["method"] for run in runs], STYLES, strict=False):
-        points = sorted(run["curve"], key=lambda point: point["generated_tokens_per_problem"])
-        points = [point for point in points if point["accuracy"] is not None]
-        tokens = [point["generated_tokens_per_problem"] for point in points]
-        values, low, high = ([100 * point["accuracy"][key] for point in points] for key in ("value", "low", "high"))
-        axis.plot(tokens, values, label=label, markersize=5, **style)
-        axis.fill_between(tokens, low, high, color=style["color"], alpha=0.15)
-        for x, y, point in zip(tokens, values, points, strict=True):
-            axis.annotate(f"n={point['n']}", (x, y), textcoords="offset points", xytext=(4, -10), fontsize=7)
-        # At the tokens of n plain samples, which is not what a search over steps costs at the same n.
-        ceiling = [
-            (point["pass_at_n_tokens_per_problem"], 100 * point["pass_at_n"]["value"])
-            for point in points
-            if point["pass_at_n"] is not None
-        ]
-        if ceiling:
-            dotted = {"color": style["color"], "linestyle": (0, (1, 1)), "linewidth": 1, "marker": "_"}
-            axis.plot(*zip(*sorted(ceiling), strict=True), label=f"pass@n ({label})", **dotted)
+    style = STYLES[0]
+    points = sorted(results["curve"], key=lambda point: point["generated_tokens_per_problem"])
+    points = [point for point in points if point["accuracy"] is not None]
+    tokens = [point["generated_tokens_per_problem"] for point in points]
+    values, low, high = ([100 * point["accuracy"][key] for point in points] for key in ("value", "low", "high"))
+    axis.plot(tokens, values, label=results["method"], markersize=5, **style)
+    axis.fill_between(tokens, low, high, color=style["color"], alpha=0.15)
+    for x, y, point in zip(tokens, values, points, strict=True):
+        axis.annotate(f"n={point['n']}", (x, y), textcoords="offset points", xytext=(4, -10), fontsize=7)
+    # At the tokens of n plain samples, which is not what a search over steps costs at the same n.
+    ceiling = [
+        (point["pass_at_n_tokens_per_problem"], 100 * point["pass_at_n"]["value"])
+        for point in points
+        if point["pass_at_n"] is not None
+    ]
+    if ceiling:
+        dotted = {"color": style["color"], "linestyle": (0, (1, 1)), "linewidth": 1, "marker": "_"}
+        axis.plot(*zip(*sorted(ceiling), strict=True), label=f"pass@n ({results['method']})", **dotted)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel("tokens sampled per problem")

@@ -98,6 +98,7 @@ def _growing(chains: Sequence[_Chain], search: StepSearch) -> list[_Chain]:
 def _consider(chain: _Chain, node: Node, max_tries: int, min_advantage: float) -> None:
     """Keep a new step, or the best of those that were tried, or go on trying."""
     chain.tries.append(node)
+    node.status, node.reason = "pruned", f"try {len(chain.tries)}, progress below {min_advantage:g}"
     advantage = node.scored.advantages[-1] if node.scored.advantages else float("nan")
     if advantage >= min_advantage:
         kept, reason = node, f"try {len(chain.tries)}, progress at least {min_advantage:g}"
@@ -105,9 +106,7 @@ def _consider(chain: _Chain, node: Node, max_tries: int, min_advantage: float) -
         # Of equal scores, the first.
         kept, reason = max(chain.tries, key=lambda tried: tried.score), f"best of {max_tries} rejected"
     else:
-        node.status, node.reason = "pruned", f"try {len(chain.tries)}, progress below {min_advantage:g}"
         return
-    node.status, node.reason = "pruned", f"try {len(chain.tries)}, progress below {min_advantage:g}"
     kept.reason = reason
     kept.status = "kept" if kept.end is None else "finished" if kept.end in FINISHED else "unfinished"
     chain.node, chain.tries = kept, []

@@ -96,10 +96,6 @@ class SearchCost:
     num_unscored: int = 0
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, float]:
-        """The numbers by name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class SearchResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from trl_prl.generation.rollouts import Problem, check_outcomes
@@ -23,6 +24,7 @@ from .results import Candidate, SearchCost, SearchResult
 from .scoring import EffectiveReward
 
 
+@dataclass
 class Searcher:
     """Searches units of problems at every n.
 
@@ -37,21 +39,18 @@ class Searcher:
             Outcome reward.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        tokenizer: Any,
-        generator: Generator,
-        reward: OutcomeReward,
-    ) -> None:
-        self.config = config
-        self.generator = generator
-        self.reward = reward
+    config: SearchConfig
+    tokenizer: Any
+    generator: Generator
+    reward: OutcomeReward
+
+    def __post_init__(self) -> None:
+        config = self.config
         self.answer_of = load_answer_function(config.answer)
         self.setting: dict[str, Any] = {
-            "generator": generator,
+            "generator": self.generator,
             "splitter": get_splitter(config.splitter, step_length=config.step_length),
-            "token_pieces": TokenPieces(tokenizer),
+            "token_pieces": TokenPieces(self.tokenizer),
             "sampling": config.sampling(),
         }
         self.effective: EffectiveReward | None = None
@@ -200,7 +199,7 @@ def _run(
         # Any of n plain samples: pass@n by its definition.
         "pass_at_n": None if samples is None else any(c.finished and outcomes[c.text] for c in samples),
         "pass_at_n_tokens": None if samples is None else sum(len(c.token_ids) for c in samples),
-        "cost": result.cost.as_dict(),
+        "cost": asdict(result.cost),
         "candidates": candidates,
     }
     return {**run, "tree": result.tree} if with_tree and result.tree is not None else run

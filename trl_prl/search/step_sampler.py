@@ -9,11 +9,10 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-import torch
 
 from trl_prl.generation.rollouts import Problem, ids_digest
 from trl_prl.generation.sampling import draw
-from trl_prl.steps.split import MarkdownSplitter, SentenceSplitter, split_completions
+from trl_prl.steps.split import MarkdownSplitter, SentenceSplitter, step_ends
 from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Completion, Generator, Prompt, SamplingParams, StepSplitter
@@ -85,6 +84,7 @@ def step_stop_texts(splitter: StepSplitter) -> tuple[str, ...]:
     return ()
 
 
+@dataclass
 class StepSampler:
     """Samples steps over any [`Generator`].
 
@@ -113,30 +113,23 @@ class StepSampler:
         `ValueError`: If `chunk_tokens` is below 1.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        splitter: StepSplitter,
-        token_pieces: TokenPieces,
-        sampling: SamplingParams,
-        chunk_tokens: int = 64,
-        step_stop: tuple[str, ...] | None = None,
-    ) -> None:
-        if chunk_tokens < 1:
+    generator: Generator
+    splitter: StepSplitter
+    token_pieces: TokenPieces
+    sampling: SamplingParams
+    chunk_tokens: int = 64
+    step_stop: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
             raise ValueError(
-                f"Got chunk_tokens={chunk_tokens}, and without a token no step ever ends. Use a positive number, "
+                f"Got chunk_tokens={self.chunk_tokens}, and without a token no step ever ends. Use a positive number, "
                 "about the length of a step."
             )
-        self.generator = generator
-        self.splitter = splitter
-        self.token_pieces = token_pieces
-        self.sampling = sampling
-        self.chunk_tokens = chunk_tokens
         # A server that takes text leaves stop texts out, and its samples are tokenised again, to any number of tokens.
-        self._sends_text = bool(getattr(generator, "send_text", False))
-        if step_stop is None:
-            step_stop = () if self._sends_text else step_stop_texts(splitter)
-        self.step_stop = step_stop
+        self._sends_text = bool(getattr(self.generator, "send_text", False))
+        own = () if self._sends_text else step_stop_texts(self.splitter)
+        self._stop = own if self.step_stop is None else self.step_stop
 
     def draw(self, requests: Sequence[StepRequest]) -> list[list[StepSample]]:
         """Sample steps.
@@ -192,10 +185,10 @@ class StepSampler:
         """Tokens to sample before the splitter looks."""
         if isinstance(self.splitter, FixedLengthSplitter):
             return self.splitter.length - num_tokens % self.splitter.length
-        return self.sampling.max_tokens if self.step_stop else self.chunk_tokens
+        return self.sampling.max_tokens if self._stop else self.chunk_tokens
 
     def _generate(self, prompts: list[Prompt], n: int) -> list[list[Completion]]:
-        stop = tuple(dict.fromkeys((*self.step_stop, *self.sampling.stop)))
+        stop = tuple(dict.fromkeys((*self._stop, *self.sampling.stop)))
         return draw(self.generator, prompts, replace(self.sampling, n=n, stop=stop))
 
     def _append(self, request: StepRequest, sample: StepSample, completion: Completion) -> None:
@@ -263,36 +256,3 @@ class StepSampler:
             if at >= 0:
                 found.append(int(np.searchsorted(byte_ends, at + len(stop), side="left")) + 1)
         return min(found, default=None)
-
-
-def step_ends(
-    splitter: StepSplitter, token_pieces: TokenPieces, completions: Sequence[Sequence[int]]
-) -> list[list[int]]:
-    """Exclusive step ends of completions.
-
-    Args:
-        splitter (`StepSplitter`):
-            Where steps end.
-        token_pieces ([`TokenPieces`]):
-            Bytes of the tokens.
-        completions (`Sequence[Sequence[int]]`):
-            Ids of each completion.
-
-    Returns:
-        `list[list[int]]`: Ends of each, the last one its length; empty for an empty one.
-    """
-    # Samples of one prefix are often equal, and are split once.
-    distinct = list(dict.fromkeys(map(tuple, completions)))
-    length = max(map(len, distinct), default=0)
-    ids = torch.zeros(len(distinct), length, dtype=torch.long)
-    mask = torch.zeros(len(distinct), length, dtype=torch.bool)
-    for row, completion in enumerate(distinct):
-        ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
-        mask[row, : len(completion)] = True
-    found = split_completions(splitter, token_pieces, ids, mask).step_ids
-    ends: dict[tuple[int, ...], list[int]] = {}
-    for steps, completion in zip(found, distinct, strict=True):
-        row_steps = steps[: len(completion)]
-        inner = (torch.nonzero(row_steps[1:] != row_steps[:-1]).flatten() + 1).tolist()
-        ends[completion] = [*inner, len(completion)] if completion else []
-    return [ends[tuple(completion)] for completion in completions]

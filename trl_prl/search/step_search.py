@@ -10,12 +10,13 @@ from typing import Any
 
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import best_of_n
+from trl_prl.steps.split import step_ends
 from trl_prl.storage.row_values import json_value
 from trl_prl.types import ProcessReward
 
 from .results import FINISHED, Candidate, EndReason, SearchCost, SearchResult
 from .scoring import EffectiveReward, ScoredSteps, score_solutions
-from .step_sampler import StepRequest, StepSample, StepSampler, step_ends
+from .step_sampler import StepRequest, StepSample, StepSampler
 
 
 @dataclass(frozen=True)

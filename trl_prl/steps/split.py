@@ -5,6 +5,7 @@ Layer 0: no model, no trainer, no input or output. `step_ids` of shape (B, T) is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -193,6 +194,29 @@ def split_completions(
     ]
     num_steps = torch.tensor([len(row) for row in step_bytes], dtype=torch.int64)
     return SplitBatch(torch.from_numpy(step_ids), num_steps, step_bytes)
+
+
+def step_ends(
+    splitter: StepSplitter, token_pieces: TokenPieces, completions: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Exclusive step ends of completions that are one run of action tokens each, as [`split_completions`] finds them.
+
+    Args:
+        splitter (`StepSplitter`), token_pieces ([`TokenPieces`]):
+            As in [`split_completions`].
+        completions (`Sequence[Sequence[int]]`):
+            Ids of each completion.
+
+    Returns:
+        `list[list[int]]`: Ends of each, the last one its length; empty for an empty one.
+    """
+    ends: dict[tuple[int, ...], list[int]] = {(): []}
+    # Samples of one prefix are often equal, and are split once.
+    for ids in {tuple(completion) for completion in completions} - {()}:
+        text, byte_ends = token_pieces.join(ids)
+        is_one = is_blank(text)
+        ends[ids] = [len(ids)] if is_one else _run_ends(splitter, token_pieces, np.asarray(ids), text, byte_ends)
+    return [ends[tuple(completion)] for completion in completions]
 
 
 def _split_row(

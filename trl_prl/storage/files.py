@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,10 +81,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _begin(path: Path, mode: int) -> BinaryIO:
     """Open a temporary file, and lock it, which says that it is being written."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags, mode)
-
+    opener = partial(os.open, mode=mode)
     while True:
         # Exclusive: neither a file nor a link that is there is opened.
         file = open(path.with_name(f"{_PREFIX}{secrets.token_hex(8)}-{path.name}"), "xb", opener=opener)  # noqa: SIM115

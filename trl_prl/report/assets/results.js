@@ -40,7 +40,6 @@ function reliability(verifier) {
   const bins = verifier.bins.filter((bin) => isNumber(bin.predicted) && isNumber(bin.observed) && bin.count !== 0);
   if (!bins.length) return null;
   const observed = { label: "observed", index: 0, x: bins.map((bin) => bin.predicted), mean: bins.map((bin) => bin.observed), points: true };
-  if (bins.every((bin) => isNumber(bin.low))) Object.assign(observed, { low: bins.map((bin) => bin.low), high: bins.map((bin) => bin.high) });
   const ideal = { label: "perfect", index: 7, x: [0, 1], mean: [0, 1] };
   const figures = [lineChart({ title: "Calibration", hint: "observed success against predicted value", height: 280, xName: "predicted", xRange: [0, 1], yRange: [0, 1], zoom: false }, [observed, ideal]).figure];
   if (bins.every((bin) => isNumber(bin.count))) {
@@ -85,7 +84,7 @@ SECTIONS.prover = {
       const rows = (candidates) => candidates.map((candidate) => [candidate.label, ...names.map((name) => withInterval(candidate.numbers[name]))]);
       return [h("h2", null, `Provers for ${diagnosis.label}`),
         diagnosis.warnings.map((text) => h("p", { class: "warning", role: "note" }, text)),
-        diagnosis.words.length || diagnosis.recommendation.length ? h("div", { class: "card" }, h("h2", null, "Recommendation"), diagnosis.words.length ? diagnosis.words.map((text) => h("p", null, text)) : table(["", "value"], diagnosis.recommendation)) : null,
+        diagnosis.words.length ? h("div", { class: "card" }, h("h2", null, "Recommendation"), diagnosis.words.map((text) => h("p", null, text))) : null,
         diagnosisCharts(diagnosis.candidates),
         h("div", { class: "card" }, table(["prover", ...names.map(words)], rows(diagnosis.candidates), "Theorem 3.1's terms and what follows from them, with intervals")),
         diagnosis.by_difficulty.map((bin) => h("details", { class: "card" }, h("summary", null, `Problems that the base policy solves with probability ${num(bin.low, 2)} to ${num(bin.high, 2)} (${bin.num_problems ?? "?"})`), table(["prover", ...names.map(words)], rows(bin.candidates))))];

@@ -13,6 +13,18 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 from trl import GRPOConfig, RLOOConfig, RLOOTrainer
 
+from trl_prl.demo.path_prover import PathProcessReward
+from trl_prl.demo.paths import (
+    FAR,
+    MAX_COMPLETION_LENGTH,
+    NEAR,
+    Split,
+    is_right,
+    path_dataset,
+    path_reward,
+    problems_of,
+)
+from trl_prl.demo.training import OnStep, cpu_fields, train_quietly
 from trl_prl.metrics.sampling_estimates import mean_pass_at_k
 from trl_prl.training.pav_config import PAVConfig
 from trl_prl.training.pav_trainer import PAVTrainer
@@ -20,12 +32,7 @@ from trl_prl.training.prl_config import PRLConfig
 from trl_prl.training.prl_trainer import PRLTrainer
 from trl_prl.training.process_grpo_trainer import ProcessGRPOTrainer
 
-from .path_prover import PathProcessReward
-from .paths import FAR, MAX_LINES, NEAR, Split, is_right, path_dataset, path_reward, problems_of
-from .training import OnStep, cpu_fields, train_quietly
 
-
-MAX_COMPLETION_LENGTH = 2 * MAX_LINES + 1
 PASS_AT = (1, 8, 64)
 
 
