@@ -69,9 +69,10 @@ STRATEGIES = (
     Strategy(8, 2),
     Strategy(8, 2, temperature=0.3, steps=500),
     Strategy(1, 16, temperature=0.3),
-    Strategy(8, 2, best_of_k=4),
+    Strategy(4, 4, best_of_k=4),  # without bias from K rollouts or more
     Strategy(32, 2, temperature=0.3, problems=279),
     Strategy(8, 2, temperature=0.3, from_scratch=True),
+    Strategy(8, 2, temperature=0.3, steps=4000),
 )
 
 

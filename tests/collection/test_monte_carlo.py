@@ -248,6 +248,8 @@ def test_best_of_k_by_hand(prover: ArithmeticProver) -> None:
     # Without bias: 1 - C(n - c, k) / C(n, k).
     unbiased = best_of_k_row({**row, "labels": [0.2], "num_rollouts": [10], "num_correct": [2]}, 4, "unbiased")
     assert unbiased["labels"] == pytest.approx([1 - math.comb(8, 4) / math.comb(10, 4)])
+    fewer = best_of_k_row({**row, "labels": [0.5], "num_rollouts": [2], "num_correct": [1]}, 4, "unbiased")
+    assert fewer["labels"] == [None]
     outcome = best_of_k_row({**row, "labels": [1.0], "num_rollouts": [0], "num_correct": [0]}, 4, "unbiased")
     assert outcome["labels"] == [1.0]
 

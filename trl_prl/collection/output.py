@@ -176,8 +176,8 @@ def best_of_k_row(
     """Values of the Best-of-K prover from those of the prover, without any further rollout.
 
     `Q^BoK = 1 - (1 - Q)^K` (https://huggingface.co/papers/2410.08146, eq. 30). Put in the fraction correct, it is too
-    low on average, as the function is concave; from n >= K rollouts [`pass_at_k`] estimates it without bias. Outcomes
-    stay what they are.
+    low on average, as the function is concave; from n >= K rollouts [`pass_at_k`] estimates it without bias, and a
+    value of fewer has no such estimate and becomes `None`. Outcomes stay what they are.
 
     Args:
         row (`dict`):
@@ -191,7 +191,7 @@ def best_of_k_row(
         `dict`: The row with other labels, initial value and interval ends.
 
     Raises:
-        `ValueError`: When `k` is below 1, the estimator is unknown, or a value has too few rollouts for it.
+        `ValueError`: When `k` is below 1 or the estimator is unknown.
     """
     if k < 1 or estimator not in ("plug_in", "unbiased"):
         raise ValueError(
@@ -205,7 +205,7 @@ def best_of_k_row(
     def estimate(value: float | None, num_rollouts: int, num_correct: int) -> float | None:
         if value is None or num_rollouts == 0 or estimator == "plug_in":
             return best(value)
-        return pass_at_k(num_rollouts, num_correct, k)
+        return pass_at_k(num_rollouts, num_correct, k) if num_rollouts >= k else None
 
     counts = zip(row["labels"], row["num_rollouts"], row["num_correct"], strict=True)
     return {

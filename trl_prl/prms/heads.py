@@ -34,7 +34,7 @@ class QwenProcessRewardModel(Qwen2ForTokenClassification):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         size = config.hidden_size
-        self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
+        self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))  # type: ignore[assignment]
         self.post_init()
 
 

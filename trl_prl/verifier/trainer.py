@@ -209,7 +209,7 @@ class PAVRewardTrainer(RewardTrainer):
         from scipy.special import expit
 
         self._stepwise_records.clear()
-        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         temperature, offset = self.settings.temperature, self.settings.offset
         records = [(expit(logits / temperature + offset), labels) for logits, labels in self._stepwise_records]
         metrics = metrics_of_records(records, self.args.error_threshold)
