@@ -294,10 +294,11 @@ def test_later_steps_do_not_change_earlier_scores(family: str, rewards: dict[str
 def test_the_system_prompt_is_the_models_own(prm_paths: dict[str, str], rewards: dict[str, Any]) -> None:
     """That of a policy says how to write, and changes no score; the card's can be replaced."""
     turn = {"role": "user", "content": "Add."}
-    chats = [[turn], [{"role": "system", "content": "Be a poet."}, turn]]
+    parts = {"role": "user", "content": [{"type": "text", "text": "Ad"}, {"type": "text", "text": "d."}]}
+    chats = [[turn], [{"role": "system", "content": "Be a poet."}, turn], [parts]]
     for family in VALUE_FAMILIES:
-        first, second, plain = rewards[family]([*chats, "Add."], [["We add."]] * 3)
-        assert first == second == plain
+        first, second, third, plain = rewards[family]([*chats, "Add."], [["We add."]] * 4)
+        assert first == second == third == plain
     other = load_process_reward(prm_paths["qwen"], system_prompt="Judge.")
     assert other(["Add."], [["We add."]]) != rewards["qwen"](["Add."], [["We add."]])
 

@@ -14,6 +14,10 @@ from trl_prl.generation.tallies import Rollout, Tally, Unfinished
 from trl_prl.metrics.intervals import SequentialRule
 
 
+# Fraction of correct probes from which a prefix is promising.
+PROMISING = 0.5
+
+
 @dataclass
 class Trace:
     """A seed rollout, cut into steps.
@@ -84,9 +88,7 @@ def find_pits(
     return high
 
 
-def best_probes(
-    traces: Sequence[Trace], probes: dict[Prefix, list[Rollout]], high_value: float
-) -> list[tuple[Prefix, list[Rollout]]]:
+def best_probes(traces: Sequence[Trace], probes: dict[Prefix, list[Rollout]]) -> list[tuple[Prefix, list[Rollout]]]:
     """The most promising prefix of each problem, with its wrong rollouts: seeds that fail from a good start.
 
     Args:
@@ -94,8 +96,6 @@ def best_probes(
             The seeds; of problems without one nothing is returned.
         probes (`dict[Prefix, list[Rollout]]`):
             Probed prefixes.
-        high_value (`float`):
-            Least fraction of correct probes.
 
     Returns:
         `list`: Prefix and wrong finished rollouts, at most one entry per problem, in the order of problems.
@@ -104,7 +104,7 @@ def best_probes(
     for prefix, rollouts in probes.items():
         checked = [rollout.correct for rollout in rollouts if rollout.correct is not None]
         value = sum(checked) / len(checked) if checked else 0.0
-        if value >= high_value and value > best.get(prefix[0], (0.0, prefix))[0]:
+        if value >= PROMISING and value > best.get(prefix[0], (0.0, prefix))[0]:
             best[prefix[0]] = value, prefix
     problems = sorted({trace.problem for trace in traces} & set(best))
     found = [(best[i][1], [r for r in probes[best[i][1]] if r.correct is False]) for i in problems]

@@ -41,8 +41,6 @@ class MonteCarloParams:
             step without hope, and adds wrong rollouts from promising prefixes as seeds.
         n_probe (`int`, *optional*, defaults to `4`):
             Rollouts of each probe of the first pit.
-        high_value (`float`, *optional*, defaults to `0.5`):
-            Fraction of correct probes from which a prefix is promising.
         unfinished (`str`, *optional*, defaults to `"exclude"`):
             What rollouts are that reach the length limit: `"exclude"` leaves them out of the fraction, `"wrong"`
             counts them as wrong. They are counted apart in either case.
@@ -58,7 +56,6 @@ class MonteCarloParams:
     n_mc: int | SequentialRule = 20
     strategy: Strategy = "iid"
     n_probe: int = 4
-    high_value: float = 0.5
     unfinished: Unfinished = "exclude"
     n_branch: int = 0
 
@@ -165,11 +162,7 @@ class _Estimate:
         wrong = [trace for trace in traces if is_wrong(trace)]
         probes: dict[Prefix, list[Rollout]] = {}
         pits = find_pits(self.roller, wrong, params.n_probe, probes)
-        branches = [
-            (prefix[0], rollout)
-            for prefix, found in best_probes(wrong, probes, params.high_value)
-            for rollout in found
-        ]
+        branches = [(prefix[0], rollout) for prefix, found in best_probes(wrong, probes) for rollout in found]
         known = {(trace.problem, trace.rollout.ids) for trace in traces}
         added = [trace for trace in self._cut(branches) if (trace.problem, trace.rollout.ids) not in known]
         _take_outcomes(added, self.tallies)
@@ -179,18 +172,14 @@ class _Estimate:
         return added
 
     def _cut(self, rollouts: Sequence[tuple[int, Rollout]]) -> list[Trace]:
-        return _traces(self.splitter, self.roller.token_pieces, rollouts)
-
-
-def _traces(splitter: StepSplitter, token_pieces: TokenPieces, rollouts: Sequence[tuple[int, Rollout]]) -> list[Trace]:
-    """Cut rollouts into steps; equal ones of a problem are one trace."""
-    counts = Counter((i, rollout.ids) for i, rollout in rollouts)
-    distinct = list({(i, rollout.ids): (i, rollout) for i, rollout in rollouts}.values())
-    ends = step_ends(splitter, token_pieces, [rollout.ids for _, rollout in distinct])
-    return [
-        Trace(i, rollout, [rollout.ids[:end] for end in row_ends], len(row_ends), counts[i, rollout.ids])
-        for (i, rollout), row_ends in zip(distinct, ends, strict=True)
-    ]
+        """Cut rollouts into steps; equal ones of a problem are one trace."""
+        counts = Counter((i, rollout.ids) for i, rollout in rollouts)
+        distinct = list({(i, rollout.ids): (i, rollout) for i, rollout in rollouts}.values())
+        ends = step_ends(self.splitter, self.roller.token_pieces, [rollout.ids for _, rollout in distinct])
+        return [
+            Trace(i, rollout, [rollout.ids[:end] for end in row_ends], len(row_ends), counts[i, rollout.ids])
+            for (i, rollout), row_ends in zip(distinct, ends, strict=True)
+        ]
 
 
 def _take_outcomes(traces: Sequence[Trace], tallies: dict[Prefix, Tally]) -> None:

@@ -177,9 +177,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     Returns:
         `str`: The text.
     """
-    parts = []
-    for shown in tables(results):
-        parts.append(f"{as_text(shown.title)}\n\n{table(shown.header, shown.lines)}")
+    parts = (f"{as_text(shown.title)}\n\n{table(shown.header, shown.lines)}" for shown in tables(results))
     return "\n\n".join(parts) + "\n"
 
 

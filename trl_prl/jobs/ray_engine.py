@@ -51,10 +51,8 @@ class RayEngine:
             Address of a running cluster; by default that of `RAY_ADDRESS`, or a cluster of this machine alone.
         num_workers (`int`, *optional*):
             Actors; by default as many as the cluster has room for when the job starts.
-        cpus_per_worker (`float`, *optional*, defaults to `1.0`):
-            CPUs that each of them reserves.
         gpus_per_worker (`float`, *optional*, defaults to `0.0`):
-            GPUs that each of them reserves.
+            GPUs that each of them reserves, beside one CPU.
 
     Raises:
         `ValueError`: If there is room for no worker, or a number makes no sense.
@@ -62,12 +60,11 @@ class RayEngine:
 
     address: str | None = None
     num_workers: int | None = None
-    cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
         fewest = 1 if self.num_workers is None else self.num_workers
-        if fewest < 1 or min(self.cpus_per_worker, self.gpus_per_worker) < 0:
+        if fewest < 1 or self.gpus_per_worker < 0:
             raise ValueError(
                 f"Got {self}, with which nothing can be computed. Use at least one worker, and no negative numbers."
             )
@@ -104,7 +101,7 @@ def make_engine(options: EngineOptions) -> Engine:
     """
     if options.engine == "process":
         return run_here
-    return RayEngine(options.ray_address, options.num_workers, gpus_per_worker=options.gpus_per_worker)
+    return RayEngine(options.ray_address, options.num_workers, options.gpus_per_worker)
 
 
 class _Pool:
@@ -114,7 +111,7 @@ class _Pool:
         self, ray: Any, engine: RayEngine, make_worker: Callable[[], Worker], units: Mapping[int, range]
     ) -> None:
         self.ray, self.units = ray, units
-        actor_class = ray.remote(num_cpus=engine.cpus_per_worker, num_gpus=engine.gpus_per_worker)(_Actor)
+        actor_class = ray.remote(num_cpus=1, num_gpus=engine.gpus_per_worker)(_Actor)
         blob = ray.put(make_worker)
         self.start: Callable[[], Any] = lambda: actor_class.remote(blob)
         self.pending = deque(units)
@@ -128,7 +125,7 @@ class _Pool:
     def _room(self, engine: RayEngine) -> int:
         """Workers that the cluster has room for."""
         resources = self.ray.cluster_resources()
-        needs = {"CPU": engine.cpus_per_worker, "GPU": engine.gpus_per_worker}
+        needs = {"CPU": 1.0, "GPU": engine.gpus_per_worker}
         room = min((int(resources.get(name, 0) / need) for name, need in needs.items() if need), default=1)
         if room < 1:
             found = {name: resources.get(name, 0) for name in needs}

@@ -18,6 +18,9 @@ from .calibration import expected_calibration_error, value_label_pairs
 POSITIVE = 0.5
 """Labels from here on count as positive, and values below it as an error, unless a threshold says otherwise."""
 
+# Steps with a Brier score of their own; later ones share one.
+MAX_POSITIONS = 4
+
 
 def brier_score(values: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared difference between values and labels.
@@ -191,7 +194,6 @@ def verifier_metrics(
     values: ArrayLike,
     labels: ArrayLike,
     threshold: float = POSITIVE,
-    max_positions: int = 4,
     hard_labels: bool = True,
 ) -> dict[str, float]:
     """Every metric of step values against step labels.
@@ -203,14 +205,12 @@ def verifier_metrics(
             Labels in [0, 1], NaN where there is none.
         threshold (`float`, *optional*, defaults to `0.5`):
             Values below it predict an error, for first-error detection.
-        max_positions (`int`, *optional*, defaults to `4`):
-            Steps with a Brier score of their own; later ones share one.
         hard_labels (`bool`, *optional*, defaults to `True`):
             Whether labels may be judgements. `False` for shares of rollouts, of which some are 0 or 1 by chance.
 
     Returns:
         `dict[str, float]`: `num_labels`, `cross_entropy` (nats), `brier`, `ece`, `auroc`, `spearman`, `mean_value`,
-        `mean_label`, `brier_step_1` to `brier_step_{max_positions}` and `brier_step_later`; where every label is a
+        `mean_label`, `brier_step_1` to `brier_step_4` and `brier_step_later`; where every label is a
         judgement, 0 or 1, also `process_bench_f1`, `process_bench_error_accuracy` and
         `process_bench_correct_accuracy`. What cannot be computed (one class only, no step at a position) is left out.
 
@@ -229,10 +229,10 @@ def verifier_metrics(
     }
     if len(predicted):
         found |= {"mean_value": float(predicted.mean()), "mean_label": float(wanted.mean())}
-    for position in range(min(max_positions, rows.shape[1])):
+    for position in range(min(MAX_POSITIONS, rows.shape[1])):
         found[f"brier_step_{position + 1}"] = brier_score(rows[:, position], label_rows[:, position])
-    if rows.shape[1] > max_positions:
-        found["brier_step_later"] = brier_score(rows[:, max_positions:], label_rows[:, max_positions:])
+    if rows.shape[1] > MAX_POSITIONS:
+        found["brier_step_later"] = brier_score(rows[:, MAX_POSITIONS:], label_rows[:, MAX_POSITIONS:])
     if hard_labels and len(wanted) and np.isin(wanted, (0.0, 1.0)).all():
         scored = np.where(np.isnan(label_rows), np.nan, rows)
         labelled = ~np.isnan(label_rows).all(1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .plots import STYLES, moving_average, new_figure
+from .plots import draw_line, moving_average, new_figure
 
 
 Payload = Mapping[str, Any]
@@ -58,14 +58,6 @@ def one_panel(title: str, xlabel: str, ylabel: str = "") -> tuple[Any, Any]:
     figure, (axis,) = new_figure(1, width=5.2, height=3.4)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, axis
-
-
-def draw_line(axis: Any, index: int, label: str, x: Any, y: Any, band: tuple[Any, Any] | None = None) -> None:
-    """Draw one line told apart by colour, dash and marker, with a band where there is a spread."""
-    style = STYLES[index % len(STYLES)]
-    axis.plot(x, y, label=label, markevery=max(1, len(x) // 8), markersize=4, **style)
-    if band is not None:
-        axis.fill_between(x, *band, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def over_seeds(series: Sequence[Sequence[Sequence[float]]], window: int) -> tuple[Any, Any, Any, Any]:

@@ -55,6 +55,14 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
+def draw_line(axis: Any, index: int, label: str, x: Any, y: Any, band: tuple[Any, Any] | None = None) -> None:
+    """Draw one line told apart by colour, dash and marker, with a band where there is a spread."""
+    style = STYLES[index % len(STYLES)]
+    axis.plot(x, y, label=label, markevery=max(1, len(x) // 8), markersize=4, **style)
+    if band is not None:
+        axis.fill_between(x, *band, color=style["color"], alpha=0.15, linewidth=0)
+
+
 def draw_curves(
     axis: Any, curves: Mapping[str, Sequence[Sequence[float]]], window: int = 1, x: Sequence[float] | None = None
 ) -> None:
@@ -70,13 +78,12 @@ def draw_curves(
         x (`Sequence[float]`, *optional*):
             Positions of the points, by default 1, 2, 3, ...
     """
-    for (name, runs), style in zip(curves.items(), STYLES, strict=False):
+    for index, (name, runs) in enumerate(curves.items()):
         length = min(len(run) for run in runs)
         smooth = np.stack([moving_average(run[:length], window) for run in runs])
         positions = np.arange(1, length + 1) if x is None else np.asarray(x[:length])
-        axis.plot(positions, smooth.mean(0), label=name, markevery=max(1, length // 8), markersize=5, **style)
-        if len(runs) > 1:
-            axis.fill_between(positions, smooth.min(0), smooth.max(0), color=style["color"], alpha=0.15)
+        band = (smooth.min(0), smooth.max(0)) if len(runs) > 1 else None
+        draw_line(axis, index, name, positions, smooth.mean(0), band)
     axis.legend(frameon=False, fontsize=8)
 
 

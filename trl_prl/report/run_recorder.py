@@ -6,6 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ from .run_files import RunWriter
 PACKAGES = ("trl-prl", "trl", "transformers", "torch", "accelerate", "datasets", "peft", "vllm")
 
 
+@dataclass(eq=False)
 class RunRecorder(TrainerCallback):
     """Callback that appends what the trainer logs to the record of the run.
 
@@ -44,18 +46,14 @@ class RunRecorder(TrainerCallback):
             Number of processes.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        manifest: dict[str, Any],
-        max_completions: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-    ) -> None:
-        self.writer = RunWriter(Path(output_dir), process_index)
-        self.manifest = manifest
-        self.max_completions = max_completions
-        self.num_processes = num_processes
+    output_dir: str
+    manifest: dict[str, Any]
+    max_completions: int
+    process_index: int = 0
+    num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        self.writer = RunWriter(Path(self.output_dir), self.process_index)
         self._has_started = False
         # Rows of the current rollout by the id the loss finds them under, and whether the loss has seen them.
         self._open: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}}
@@ -100,9 +98,9 @@ class RunRecorder(TrainerCallback):
         output["record_ids"] = torch.arange(ids.start, ids.stop, device=output["step_ids"].device)
         if mode == "train":
             self._open[mode], self._ready[mode], self._num_seen[mode] = {}, [], 0
-        first_seen = self._num_seen[mode] + self.writer.process_index * num_rows
+        first_seen = self._num_seen[mode] + self.process_index * num_rows
         self._num_seen[mode] += num_rows * self.num_processes
-        first_in_table = len(table["prompt"]) + num_rows * (self.writer.process_index - self.num_processes)
+        first_in_table = len(table["prompt"]) + num_rows * (self.process_index - self.num_processes)
         for index in range(min(num_rows, self.max_completions - first_seen)):
             place = first_in_table + index
             if place < 0:  # TRL's table is as long as a training batch, and a batch of an evaluation may be longer.
