@@ -88,7 +88,13 @@ def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
                 f"The data set has no column {column!r}, only {columns}. Pass --prompt_column and --answer_column."
             )
     # Messages go through the chat template, text does not; --chat_template_kwargs reaches it through the trainer.
-    prompts = PromptFormat(data.prompt_column, data.prompt_template, data.system_prompt, data.as_user_message)
+    prompts = PromptFormat(
+        data.prompt_column,
+        data.prompt_template,
+        data.system_prompt,
+        data.as_user_message,
+        training.chat_template_kwargs,
+    )
     dataset = dataset.map(
         prepare, fn_kwargs={"data": data, "prompts": prompts}, remove_columns=None if own else columns
     )
@@ -110,6 +116,9 @@ def main(data: DataArguments, training: PAVConfig, model: ModelConfig) -> None:
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )
+
+    # For the run's record and card, and to hear of a verifier that learned on other prompts
+    trainer.sources |= {"dataset": data.dataset_name, "prompts": prompts}
 
     # Train and save
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -113,6 +113,7 @@ def write_search(folder: Path, num_problems: int = 3) -> Path:
     curve = [
         {"n": n, "generated_tokens_per_problem": 40.0 * n, "accuracy": {"value": 0.1 * n, "low": 0.0, "high": 0.9}}
         | {"pass_at_n": {"value": 0.2 * n, "low": 0.1, "high": 1.0} if n > 1 else None}
+        | {"pass_at_n_tokens_per_problem": 10.0 * n}
         for n in (1, 2, 4)
     ]
     data = {"kind": "search", "method": "beam", "curve": curve, "problems_file": "problems.jsonl"}

@@ -55,6 +55,24 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:
     assert "loss" not in found["runs"][0]["metrics"]["train"]  # never finite
 
 
+def test_runs_of_one_seed_are_no_sample_of_seeds(tmp_path: Path) -> None:
+    """Something that no setting says is another, such as a policy without a name."""
+    for name in ("weak", "strong"):
+        write_run(tmp_path / name, seed=0)
+    found = payload_of(tmp_path)
+    assert [(group["label"], group["seeds"]) for group in found["groups"]] == [("strong", [0]), ("weak", [0])]
+
+
+def test_runs_with_other_sources_are_other_runs(tmp_path: Path) -> None:
+    for seed, verifier in enumerate(("old-pav", "new-pav")):
+        manifest = json.loads((write_run(tmp_path / verifier, seed=seed) / "process" / "run.json").read_text())
+        manifest["sources"] = {"process_reward": verifier}
+        manifest["config"] |= {"seed": seed}
+        (tmp_path / verifier / "process" / "run.json").write_text(json.dumps(manifest))
+    found = payload_of(tmp_path)
+    assert [group["settings"] for group in found["groups"]] == ["process_reward=new-pav", "process_reward=old-pav"]
+
+
 def test_completions_share_prompts_across_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1)
@@ -84,7 +102,7 @@ def test_every_kind_of_result_is_read(tmp_path: Path) -> None:
     assert [(point["line"], point["tokens"], point["value"]) for point in summary["points"]][:3] == [
         ("beam", 40.0, 0.1),
         ("beam", 80.0, 0.2),
-        ("pass@n (beam)", 80.0, 0.4),
+        ("pass@n (beam)", 20.0, 0.4),
     ]
     assert payload_of(tmp_path / "beam" / "search.json")["searches"][1]["problems"] == problems["problems"]
     assert [node["status"] for node in problems["problems"][0]["nodes"]] == ["root", "kept", "pruned", "finished"]

@@ -160,7 +160,8 @@ class ReportData:
         setting = json.dumps(settings, sort_keys=True, default=str)
         label = path.parent.name
         self.searches.append({"label": label, "problems": [], "points": points, "setting": setting})
-        self._source(path, "search", f"{len(points)} points of accuracy against compute")
+        sizes = ", ".join(str(n) for n in dict.fromkeys(point["n"] for point in points))
+        self._source(path, "search", f"accuracy against compute, n = {sizes}" if points else "no accuracy")
 
     def _add_beside(self, path: Path, data: Mapping[str, Any], asked_for: bool) -> None:
         """Read the rows that belong to a summary, where the summary alone was passed."""

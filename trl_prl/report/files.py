@@ -226,9 +226,12 @@ def search_points(data: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
     method = str(data.get("method", label))
     points = []
     for row in mappings(data.get("curve")):
-        tokens = number(row.get("generated_tokens_per_problem"))
-        for name, line in (("accuracy", method), ("pass_at_n", f"pass@n ({method})")):
-            found = estimate(row.get(name))
+        # What pass@n is of are samples of their own, which cost other tokens than the search.
+        for name, line, cost in (
+            ("accuracy", method, "generated_tokens_per_problem"),
+            ("pass_at_n", f"pass@n ({method})", "pass_at_n_tokens_per_problem"),
+        ):
+            found, tokens = estimate(row.get(name)), number(row.get(cost))
             if found is not None and tokens is not None:
                 points.append({"line": line, "n": row.get("n"), "tokens": tokens, **found})
     return points

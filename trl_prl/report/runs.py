@@ -80,14 +80,18 @@ def _trainer_state(folder: Path) -> Path | None:
 
 def relevant_config(run: RecordedRun) -> dict[str, Any]:
     """Settings that make a run what it is, apart from its seed."""
-    config = run.manifest.get("config")
+    config, sources = run.manifest.get("config"), run.manifest.get("sources")
     if not isinstance(config, Mapping):
         return {}
-    return {name: value for name, value in config.items() if not name.startswith(IGNORED_SETTINGS)}
+    settings = {**config, **sources} if isinstance(sources, Mapping) else config
+    return {name: value for name, value in settings.items() if not name.startswith(IGNORED_SETTINGS)}
 
 
 def group_runs(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
-    """Put runs together that differ only in the seed, and name each group after what sets it apart.
+    """Put runs together that differ in the seed and in nothing else, and name each group after what sets it apart.
+
+    Two runs of one seed are no sample of seeds: something that no setting says is another, such as a policy without a
+    name, or one is the other once more. Each gets a group of its own.
 
     Args:
         runs (`Sequence[RecordedRun]`):
@@ -97,13 +101,16 @@ def group_runs(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
         `list[dict]`: Groups with `label`, `method`, `settings` (what sets it apart from others of its method),
         `model`, `seeds`, `steps` and `runs`, the positions of its runs.
     """
-    members: dict[str, list[int]] = defaultdict(list)
+    members: dict[tuple[str, int], list[int]] = defaultdict(list)
+    num_before: Counter[tuple[str, Any]] = Counter()
     for index, run in enumerate(runs):
         manifest = run.manifest
         # Without a configuration nothing says that two runs are the same but for the seed.
         identity = relevant_config(run) or {"folder": str(run.folder)}
         key = [manifest.get("method"), manifest.get("model"), identity]
-        members[json.dumps(key, sort_keys=True, default=str)].append(index)
+        same, seed = json.dumps(key, sort_keys=True, default=str), manifest.get("seed")
+        members[same, num_before[same, seed]].append(index)
+        num_before[same, seed] += 1
     groups = list(members.values())
     labels = group_labels([[runs[i] for i in indices] for indices in groups])
     settings = differing_settings([runs[indices[0]] for indices in groups])

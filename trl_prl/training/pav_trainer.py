@@ -67,8 +67,9 @@ class PAVHooks(ProcessRewardHooks):
         warn_of_other_splitter(self.process_reward, self.step_splitter)
         warn_of_second_best_of_k(self.process_reward, process_args.best_of_k)
         self._reported = set()
-        every = process_args.calibration_steps
-        self.process_source = f"the process reward '{callable_name(process_reward)}' at alpha={process_args.alpha}"
+        every, name = process_args.calibration_steps, callable_name(process_reward)
+        self.sources["process_reward"] = name
+        self.process_source = f"the process reward '{name}' at alpha={process_args.alpha}"
         self.fresh_calibration = FreshCalibration(every) if every else None
         prepare_process_reward(self.process_reward, self.accelerator)
         if hasattr(process_reward, "attach"):
@@ -161,7 +162,7 @@ class PAVHooks(ProcessRewardHooks):
             "log_extra": lambda column, values: user_columns.setdefault(column, []).extend(values),
         }
         if "prompts" not in self._reported:
-            used = PromptFormat(chat_template_kwargs=self.chat_template_kwargs)
+            used = self.sources.get("prompts") or PromptFormat(chat_template_kwargs=self.chat_template_kwargs)
             warn_of_other_prompts(self.process_reward, inputs[0]["prompt"], used)
             self._reported.add("prompts")
         scores = score_values(
@@ -188,7 +189,7 @@ class PAVHooks(ProcessRewardHooks):
     ) -> None:
         """Log the calibration of last values on finished solutions, once enough optimizer steps are together."""
         num_steps = [len(steps) for steps in split.steps]
-        # Only a verifier says that its values are those of the best of K; the trainer's own transform comes later.
+        # Of a verifier; the trainer's own transform comes later.
         best_of_k = getattr(getattr(self.process_reward, "settings", None), "best_of_k", 1)
         due = calibration.add(
             self.state.global_step,
@@ -296,5 +297,4 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
         own = ["alpha", "alpha_schedule", "progress_scale", "credit", "process_baseline", "best_of_k"]
         settings = {name: getattr(self.args, name) for name in (*own, "equal_outcomes", "unscorable_outcomes")}
         prover = getattr(getattr(self.process_reward, "settings", None), "prover", None)
-        named = {"process reward": callable_name(self.process_reward), "prover": prover}
-        return settings | named | super().process_settings()
+        return settings | {"prover": prover} | super().process_settings()

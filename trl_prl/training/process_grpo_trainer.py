@@ -56,6 +56,9 @@ class ProcessRewardHooks(_Trainer):
     token_pieces: TokenPieces
     # Whether the KL term stays in the loss, as in GRPO.
     kl_in_loss: bool = True
+    # Where things come from, for record and card: the process reward; of a script its `dataset` and its `prompts`, a
+    # `PromptFormat`.
+    sources: dict[str, Any]
     # What the advantages come from, for messages.
     process_source: str = "process rewards"
 
@@ -80,6 +83,7 @@ class ProcessRewardHooks(_Trainer):
         self.step_splitter = step_splitter
         self.token_pieces = TokenPieces(self.processing_class)
         self.completions_table = CompletionsTable(self._logs)
+        self.sources = {}
 
     def set_up_recording(self, settings: Any) -> None:
         """Watch the run for reward hacking, and record it next to its checkpoints, if the settings say so.
@@ -98,7 +102,7 @@ class ProcessRewardHooks(_Trainer):
         model = getattr(self.model.config, "_name_or_path", "")  # type: ignore[union-attr]
         self.recorder = RunRecorder(
             str(self.args.output_dir),
-            run_manifest(method, model, config, self.reward_func_names),
+            run_manifest(method, model, config, self.reward_func_names) | {"sources": self.sources},
             getattr(settings, "record_completions", 16),
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -288,7 +292,7 @@ class ProcessGRPOTrainer(ProcessRewardHooks, GRPOTrainer):
 
     def process_settings(self) -> dict[str, Any]:
         """What the model card says of this run's process rewards."""
-        return {"step splitter": self.step_splitter}
+        return {"step splitter": self.step_splitter, **self.sources}
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
