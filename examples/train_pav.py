@@ -4,7 +4,7 @@ Train a policy with PAV, dense rewards from a process reward, on any data set th
 pip install "trl-prl[math,peft]"
 
 accelerate launch examples/train_pav.py --config examples/configs/pav.yaml \
-    --dataset_name openai/gsm8k --dataset_config main --prompt_column question \
+    --dataset_name openai/gsm8k --dataset_config main --prompt_column question --as_user_message \
     --model_name_or_path Qwen/Qwen2.5-Math-1.5B --output_dir Qwen2.5-Math-1.5B-PAV \
     --process_reward Qwen/Qwen2.5-Math-PRM-7B --step_splitter blank_line
 

@@ -6,7 +6,7 @@ pip install "trl-prl[math,peft]"
 Full training on a data set of the Hugging Face hub, with the settings of a file:
 
 accelerate launch examples/train_prl.py --config examples/configs/prl.yaml \
-    --dataset_name openai/gsm8k --dataset_config main --prompt_column question \
+    --dataset_name openai/gsm8k --dataset_config main --prompt_column question --as_user_message \
     --model_name_or_path Qwen/Qwen2.5-Math-1.5B --output_dir Qwen2.5-Math-1.5B-PRL
 
 QLoRA on one GPU, data from a local file:

@@ -160,8 +160,8 @@ def test_advice_on_alpha_agrees_with_the_trainer_the_configuration_and_the_walkt
     """Where the advice differs from what the files have, both say so."""
     default = PAVArguments().alpha
     assert yaml.safe_load((ROOT / "examples/configs/pav.yaml").read_text())["alpha"] == default
-    walkthrough = (ROOT / "docs/tasks.md").read_text().split("## The whole pipeline by hand")[1]
-    assert f"`alpha` stays at the {default} of `pav.yaml`" in walkthrough
+    walkthrough = (ROOT / "docs/pipeline.md").read_text()
+    assert f"It stays at the {default} of `pav.yaml`" in walkthrough
     assert "--alpha" not in walkthrough
     said = {}
     for use in ("rl", "search"):

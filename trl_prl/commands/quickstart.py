@@ -31,7 +31,18 @@ SEARCHES: dict[str, tuple[Any, str, int]] = {
     "beam of 4, learned verifier": ("beam", LEARNED, 4),
     "beam of 4, exact values": ("beam", EXACT, 4),
 }
-SCORES = {"auroc": "right against wrong steps", "spearman": "rank of values", "rmse": "error of values"}
+SCORES = {"auroc": "right from wrong steps, AUROC", "spearman": "rank of values, Spearman"}
+PLANTED_WORDS = (
+    "Base of N: the policy began with N supervised iterations; fewer make success rarer. Effective reward: the "
+    "outcome, and the progress of every token by exact values."
+)
+JUDGED_WORDS = (
+    "Steps and prefixes of solutions to held-out problems. The learned verifier ships with the package; it was "
+    "trained on rollouts, no exact value among them."
+)
+SEARCH_WORDS = (
+    "Held-out problems. A beam of 4 keeps the best steps; best of 10 judges whole walks at about the same tokens."
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,8 @@ def run(options: Options) -> int:
     report = folder / "report.html"
     write_report([folder], report, title="trl-prl quickstart")
     console.print(f"Plots and numbers: {folder}/planted.png, search.png, results.json", soft_wrap=True)
-    console.print(f"Every sampled step, coloured by its credit: {how_to_open(report)}", soft_wrap=True)
-    console.print("\n".join(("", *learned(planted, searched))), soft_wrap=True)
+    console.print(f"Every sampled step, coloured by its credit. {how_to_open(report)}", soft_wrap=True)
+    console.print("\n".join(("", *learned(planted, searched))))
     return 0
 
 
@@ -165,7 +176,7 @@ def run_judging(progress: Progress, num_problems: int) -> dict[str, dict[str, fl
 
 
 def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """Part 2: accuracy and tokens per problem of each search on far paths, as `trl-prl search` finds them."""
+    """Part 3: accuracy and tokens per problem of each search on far paths, as `trl-prl search` finds them."""
     from trl_prl.demo.paths import FAR, MAX_COMPLETION_LENGTH, path_dataset, path_policy_path, path_verifier_path
     from trl_prl.search.config import SearchConfig
     from trl_prl.search.job import run_search
@@ -178,7 +189,7 @@ def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path)
             process_reward=scorer or path_verifier_path(), max_completion_length=MAX_COMPLETION_LENGTH, seed=seed,
             check_timeout=0, save_trees=8, problems_per_unit=16,
         )  # fmt: skip
-        task = progress.add_task(f"2 paths: {name}", total=num_problems, note="problems")
+        task = progress.add_task(f"3 search: {name}", total=num_problems, note="problems")
 
         def on_progress(state: Any, task: Any = task) -> None:
             progress.update(task, completed=state.num_done)
@@ -187,7 +198,7 @@ def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path)
         if path is None:
             raise RuntimeError("The quickstart was started in several processes. Start it in one.")
         (found[name],) = json.loads(path.read_text(encoding="utf-8"))["curve"]
-        say(progress, f"2 paths: {name}: {num_problems} problems searched")
+        say(progress, f"3 search: {name}: {num_problems} problems searched")
     return found
 
 
@@ -195,10 +206,15 @@ def planted_table(curves: Mapping[str, list[float]]) -> Table:
     """What part 1 came to."""
     from trl_prl.demo.training import steps_to_accuracy
 
-    table = Table(title="1. Planted sub-sequence (PAV paper, App. B), exact step values", box=SIMPLE_HEAD)
+    table = Table(
+        title="1. Planted sub-sequence (PAV paper, App. B)",
+        caption=PLANTED_WORDS,
+        box=SIMPLE_HEAD,
+        caption_justify="left",
+    )
     table.add_column("reward")
-    table.add_column("steps to 90 %", justify="right")
-    table.add_column("accuracy, last 5 steps", justify="right")
+    table.add_column("optimizer steps to 90 %", justify="right")
+    table.add_column("accuracy at the end", justify="right")
     for name, curve in curves.items():
         reached = steps_to_accuracy(curve, 0.9)
         last = curve[-5:]
@@ -208,7 +224,12 @@ def planted_table(curves: Mapping[str, list[float]]) -> Table:
 
 def judged_table(judged: Mapping[str, Mapping[str, float]]) -> Table:
     """What the verifier knows."""
-    table = Table(title="2. Paths in a graph, held-out problems: who knows a good step?", box=SIMPLE_HEAD)
+    table = Table(
+        title="2. Paths in a graph: who knows a good step?",
+        caption=JUDGED_WORDS,
+        box=SIMPLE_HEAD,
+        caption_justify="left",
+    )
     table.add_column("values")
     for title in SCORES.values():
         table.add_column(title, justify="right")
@@ -219,7 +240,12 @@ def judged_table(judged: Mapping[str, Mapping[str, float]]) -> Table:
 
 def search_table(searched: Mapping[str, Mapping[str, Any]]) -> Table:
     """What searching with it finds."""
-    table = Table(title="2. Far paths, held-out problems: searching with it", box=SIMPLE_HEAD)
+    table = Table(
+        title="3. Far paths: searching with these values",
+        caption=SEARCH_WORDS,
+        box=SIMPLE_HEAD,
+        caption_justify="left",
+    )
     table.add_column("search")
     table.add_column("right", justify="right")
     table.add_column("tokens per problem", justify="right")

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def how_to_open(path: Path) -> str:
     """A line that says how to open the report."""
-    return f"Open it in any browser: file://{path.resolve()}"
+    return f"Open the report in any browser: file://{path.resolve()}"
 
 
 def write_report(
