@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -19,10 +20,12 @@ from trl_prl.credit.baselines import step_credit
 from trl_prl.credit.groups import from_positions, group_normalise, leave_one_out, to_positions
 from trl_prl.credit.kl import kl_to_go
 from trl_prl.credit.step_tensors import pad_step_rewards, spread_to_tokens
+from trl_prl.prompts.format import PromptFormat
 from trl_prl.training.callback import ProcessRewardCallback
 from trl_prl.training.hacking_radar import HackingRadar
 from trl_prl.training.prl_config import PRLConfig
 from trl_prl.training.prl_trainer import PRLTrainer
+from trl_prl.verifier.settings import VerifierSettings
 
 
 both = pytest.mark.parametrize("kind", KINDS)
@@ -300,8 +303,28 @@ def test_the_model_card_names_the_settings(tiny_model_path: str, tmp_path: Path)
         pav.create_model_card(model_name="x")
     card = (tmp_path / "pav" / "README.md").read_text()
     assert "None" not in card
-    for row in ("| process reward | text_values |", "| alpha | 1.5 |", "| credit | progress |"):
+    for row in ("| process_reward | text_values |", "| alpha | 1.5 |", "| credit | progress |"):
         assert card.count(row) == 1
+
+
+def test_a_run_says_where_it_comes_from_and_hears_of_other_prompts(
+    tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A script knows how it made its prompts, which nothing in them shows to the trainer."""
+
+    def scorer(prompts: list[str], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+        return text_values(prompts, steps)
+
+    scorer.settings = VerifierSettings(prompts=PromptFormat(), prover="its owner")  # type: ignore[attr-defined]
+    trainer = make_trainer("pav", tiny_model_path, tmp_path, {"process_reward": scorer}, max_steps=1)
+    trainer.sources |= {"dataset": "mine.jsonl", "prompts": PromptFormat(prompt_template="Q: {prompt}")}
+    with caplog.at_level(logging.WARNING, "trl_prl.rewards.checks"):
+        trainer.train()
+    (message,) = [m for m in caplog.messages if "trained on prompts made otherwise" in m]
+    assert "`prompt_template` was None, and is 'Q: {prompt}' here" in message
+    found = json.loads((tmp_path / "process" / "run.json").read_text())["sources"]
+    assert (found["process_reward"], found["dataset"]) == ("scorer", "mine.jsonl")
+    assert found["prompts"]["prompt_template"] == "Q: {prompt}"
 
 
 @both
