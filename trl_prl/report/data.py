@@ -143,7 +143,9 @@ class ReportData:
         }
         if kind in readers:
             results, reader, name = readers[kind]
-            results.append(reader(data, path.stem))
+            # Its own file has one name in every folder; one that was named by hand says more than its folder.
+            named_by_kind = path.stem in (kind, "diagnosis")
+            results.append(reader(data, path.resolve().parent.name if named_by_kind else path.stem))
             self._source(path, name)
             self._add_beside(path, data, asked_for)
         elif kind == "search":

@@ -83,9 +83,9 @@ function lineChart(options, lines) {
     readout,
     holder,
   );
-  const idle = () => replace(readout, options.legend === false ? "\u00a0" : lines.map((line) =>
-    h("span", { class: "key" }, swatch(line.index), line.label, " ", h("b", null, num(last(line.mean))))));
   const format = options.format || num;
+  const idle = () => replace(readout, options.legend === false ? "\u00a0" : lines.map((line) =>
+    h("span", { class: "key" }, swatch(line.index), line.label, " ", options.ends !== false && h("b", null, format(last(line.mean))))));
 
   function read(index) {
     if (index === null || index === undefined) return idle();
@@ -115,7 +115,7 @@ function lineChart(options, lines) {
         },
         scales: { x: { time: false, ...(options.xRange && { range: () => options.xRange }) },
           y: { range: options.yRange ? () => options.yRange : options.zero ? (u, low, high) => padded(u, Math.min(0, low), Math.max(0, high)) : padded } },
-        axes: [axisStyle({ size: 28, ...options.xAxis }), axisStyle({ size: 48, values: (u, ticks) => ticks.map((v) => tickText(v, ticks)) })],
+        axes: [axisStyle({ size: 28, ...(xs.every(Number.isInteger) && { incrs: WHOLE }), ...options.xAxis }), axisStyle({ size: 48, values: (u, ticks) => ticks.map((v) => tickText(v, ticks)) })],
         series,
         hooks: { setCursor: [(u) => read(u.cursor.idx)], ...(options.healthy && { drawClear: [healthyBand(options.healthy)] }), ...(options.zero && { drawAxes: [zeroLine] }) },
       },
@@ -172,6 +172,9 @@ function zeroLine(u) {
   u.ctx.stroke();
   u.ctx.restore();
 }
+
+// Distances of ticks where x counts something.
+const WHOLE = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
 // A margin around the values; a constant gets one too, so that its line is not an axis.
 function padded(u, low, high) {

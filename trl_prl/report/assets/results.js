@@ -1,11 +1,14 @@
 // Evaluations, calibration of verifiers, diagnosis of provers, other files; and what starts the page.
 
-const withInterval = (found) => (!found || !isNumber(found.value) ? "–" : isNumber(found.low) ? `${num(found.value)} (${num(found.low)} to ${num(found.high)})` : num(found.value));
-const words = (name) => name.replace(/^by_/, "by ").replace(/_/g, " ");
+const withInterval = (found, format = num) => (!found || !isNumber(found.value) ? "–" : isNumber(found.low) ? `${format(found.value)} (${format(found.low)} to ${format(found.high)})` : format(found.value));
+const NAMES = { auroc: "AUROC", ece: "calibration error (ECE)", brier: "Brier score", p_value_holm: "p value (Holm)", mcnemar_exact: "McNemar, exact" };
+const words = (name) => NAMES[name] || name.replace(/^by_/, "by ").replace(/^num_/, "").replace(/_/g, " ");
+// What counts something has no decimals.
+const formatOf = (name) => (/^(num_|count$)/.test(name) ? amount : num);
 
 function breakdownTable(title, rows) {
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) => name !== "label");
-  return h("div", { class: "card" }, h("h2", null, words(title)), table(["", ...columns.map(words)], rows.map((row) => [row.label, ...columns.map((name) => withInterval(row[name]))])));
+  return h("div", { class: "card" }, h("h2", null, words(title)), table(["", ...columns.map(words)], rows.map((row) => [row.label, ...columns.map((name) => withInterval(row[name], formatOf(name)))])));
 }
 
 SECTIONS.evaluation = {
@@ -23,8 +26,8 @@ SECTIONS.evaluation = {
         return lineChart({ title: `${kind}@k`, hint: "with intervals over problems", height: 230, xName: "k", format: (v) => percent(v) }, lines).figure;
       });
       return [h("h2", null, evaluation.label), curves.some(Boolean) && h("div", { class: "charts wide" }, curves),
-        h("div", { class: "card" }, table(["metric", ...evaluation.models.map((model) => model.name)], names.map((name) => [name, ...evaluation.models.map((model) => withInterval(model.metrics[name]))]), "Estimates with intervals in parentheses")),
-        evaluation.comparisons.length ? h("div", { class: "card" }, h("h2", null, "Paired tests"), objectTable(evaluation.comparisons)) : null,
+        h("div", { class: "card" }, table(["metric", ...evaluation.models.map((model) => model.name)], names.map((name) => [name, ...evaluation.models.map((model) => withInterval(model.metrics[name], percent))]), "Estimates with intervals in parentheses")),
+        evaluation.comparisons.length ? h("div", { class: "card" }, h("h2", null, "Paired tests"), objectTable(evaluation.models.length > 2 ? evaluation.comparisons : evaluation.comparisons.map(({ before, after, ...row }) => row))) : null,
         evaluation.models.flatMap((model) => Object.entries(model.groups).filter(([, rows]) => rows.length).map(([name, rows]) => breakdownTable(`${model.name}, ${name}`, rows)))];
     })));
   },
@@ -32,7 +35,7 @@ SECTIONS.evaluation = {
 
 function objectTable(rows) {
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
-  return table(columns.map(words), rows.map((row) => columns.map((name) => (isNumber(row[name]) ? num(row[name]) : String(row[name] ?? "–")))));
+  return table(columns.map(words), rows.map((row) => columns.map((name) => (isNumber(row[name]) ? formatOf(name)(row[name]) : NAMES[row[name]] || String(row[name] ?? "–")))));
 }
 
 // Observed success against predicted value; a calibrated verifier lies on the diagonal.
@@ -41,9 +44,9 @@ function reliability(verifier) {
   if (!bins.length) return null;
   const observed = { label: "observed", index: 0, x: bins.map((bin) => bin.predicted), mean: bins.map((bin) => bin.observed), points: true };
   const ideal = { label: "perfect", index: 7, x: [0, 1], mean: [0, 1] };
-  const figures = [lineChart({ title: "Calibration", hint: "observed success against predicted value", height: 280, xName: "predicted", xRange: [0, 1], yRange: [0, 1], zoom: false }, [observed, ideal]).figure];
+  const figures = [lineChart({ title: "Calibration", hint: "observed success against predicted value", height: 280, xName: "predicted", xRange: [0, 1], yRange: [0, 1], zoom: false, ends: false }, [observed, ideal]).figure];
   if (bins.every((bin) => isNumber(bin.count))) {
-    figures.push(lineChart({ title: "Steps per bin", hint: "where the verifier's values lie", height: 280, xName: "predicted", xRange: [0, 1], zoom: false, zero: true }, [{ label: "steps", index: 3, dash: [], x: bins.map((bin) => bin.predicted), mean: bins.map((bin) => bin.count), bars: true }]).figure);
+    figures.push(lineChart({ title: "Steps per bin", hint: "where the verifier's values lie", height: 280, xName: "predicted", xRange: [0, 1], zoom: false, zero: true, ends: false }, [{ label: "steps", index: 3, dash: [], x: bins.map((bin) => bin.predicted), mean: bins.map((bin) => bin.count), bars: true }]).figure);
   }
   return h("div", { class: "charts wide" }, figures);
 }

@@ -43,7 +43,7 @@ function runTable() {
   const sameModel = new Set(DATA.groups.map((group) => group.model)).size === 1;
   const anySettings = DATA.groups.some((group) => group.settings);
   return table(["run", "method", anySettings && "settings", !sameModel && "model", "seeds", "optimizer steps", ...columns.map(([, , label]) => label)].filter(Boolean), DATA.groups.map((group, index) => [
-    h("span", { class: "key" }, swatch(index), group.label), group.method, anySettings && (group.settings || "–"), !sameModel && (group.model || "–"), String(group.runs.length), num(group.steps), ...columns.map(([name, split]) => lastOf(group, name, split)),
+    h("span", { class: "key" }, swatch(index), group.label), group.method, anySettings && (group.settings || "–"), !sameModel && (group.model || "–"), String(group.runs.length), amount(group.steps), ...columns.map(([name, split]) => lastOf(group, name, split)),
   ].filter((cell) => cell !== false)), `${sameModel && DATA.groups[0].model ? `Policy: ${DATA.groups[0].model}. ` : ""}Mean over seeds, from the lowest to the highest in parentheses`);
 }
 
