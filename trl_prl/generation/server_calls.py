@@ -129,13 +129,9 @@ class ServerCalls:
     async def _attempts(self, attempt: Callable[[int], Awaitable[R]], name: str) -> R:
         import tenacity
 
-        stops = (
-            tenacity.stop_after_attempt(self.max_attempts),
-            tenacity.stop_after_delay(self.max_wait),
-            _has_seen_enough,
-        )
+        limits = tenacity.stop_after_attempt(self.max_attempts), tenacity.stop_after_delay(self.max_wait)
         attempts = tenacity.AsyncRetrying(
-            stop=lambda state: any(stop(state) for stop in stops),
+            stop=tenacity.stop_any(*limits, _has_seen_enough),
             wait=tenacity.wait_random_exponential(multiplier=self.backoff, max=30),
             retry=tenacity.retry_if_exception_type(PassingError),
             retry_error_callback=lambda state: self._give_up(name, state),
