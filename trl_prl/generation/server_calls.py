@@ -129,9 +129,13 @@ class ServerCalls:
     async def _attempts(self, attempt: Callable[[int], Awaitable[R]], name: str) -> R:
         import tenacity
 
-        limits = tenacity.stop_after_attempt(self.max_attempts), tenacity.stop_after_delay(self.max_wait)
+        stops = (
+            tenacity.stop_after_attempt(self.max_attempts),
+            tenacity.stop_after_delay(self.max_wait),
+            _has_seen_enough,
+        )
         attempts = tenacity.AsyncRetrying(
-            stop=tenacity.stop_any(*limits, _has_seen_enough),
+            stop=lambda state: any(stop(state) for stop in stops),
             wait=tenacity.wait_random_exponential(multiplier=self.backoff, max=30),
             retry=tenacity.retry_if_exception_type(PassingError),
             retry_error_callback=lambda state: self._give_up(name, state),
