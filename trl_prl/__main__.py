@@ -24,26 +24,20 @@ from trl_prl import __version__
 from trl_prl.jobs.arguments import check_words, describe, parse_options
 
 
-# Name of the subcommand: its module, and what `trl-prl --help` says about it.
+# What `trl-prl --help` says about each subcommand, whose module has its name.
 COMMANDS = {
-    "collect": ("collect", "estimate the value of each step by rollouts, as data for a verifier"),
-    "diagnose": ("diagnose", "say which prover, which K and which alpha suit a policy, from collected values"),
-    "evaluate": ("evaluate", "measure how often models are right: avg@n, pass@k, votes and best-of-n with intervals"),
-    "evaluate-verifier": (
-        "evaluate_verifier",
-        "compare the step values of a verifier with labels: F1, AUROC, calibration",
-    ),
-    "export": ("export", "write collected siblings as preferences between steps, for TRL's DPOTrainer"),
-    "plan": (
-        "plan",
-        "say what collection, verifier and RL will cost: tokens, GPU hours, memory and price",
-    ),
-    "quickstart": ("quickstart", "train small policies on the CPU, judge a learned verifier and search with it"),
-    "report": ("report", "write one HTML file that shows training runs and results"),
-    "score": ("score", "score the steps of solutions in a file with a verifier or a public process reward model"),
-    "search": ("search", "search answers at test time, and draw accuracy against compute"),
-    "serve": ("serve", "score steps for trainers and searches on other machines, over HTTP"),
-    "split-report": ("split_report", "show how a splitter cuts the completions in a file into steps"),
+    "collect": "estimate the value of each step by rollouts, as data for a verifier",
+    "diagnose": "say which prover, which K and which alpha suit a policy, from collected values",
+    "evaluate": "measure how often models are right: avg@n, pass@k, votes and best-of-n with intervals",
+    "evaluate-verifier": "compare the step values of a verifier with labels: F1, AUROC, calibration",
+    "export": "write collected siblings as preferences between steps, for TRL's DPOTrainer",
+    "plan": "say what collection, verifier and RL will cost: tokens, GPU hours, memory and price",
+    "quickstart": "train small policies on the CPU, judge a learned verifier and search with it",
+    "report": "write one HTML file that shows training runs and results",
+    "score": "score the steps of solutions in a file with a verifier or a public process reward model",
+    "search": "search answers at test time, and draw accuracy against compute",
+    "serve": "score steps for trainers and searches on other machines, over HTTP",
+    "split-report": "show how a splitter cuts the completions in a file into steps",
 }
 
 
@@ -64,7 +58,7 @@ def load_command(name: str) -> Any:
     Returns:
         `module`: The module.
     """
-    return import_module(f"trl_prl.commands.{COMMANDS[name][0]}")
+    return import_module(f"trl_prl.commands.{name.replace('-', '_')}")
 
 
 def root_parser() -> argparse.ArgumentParser:
@@ -73,7 +67,7 @@ def root_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trl-prl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for name, (_, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         subparsers.add_parser(name, help=summary, add_help=False)
     return parser
 
@@ -92,7 +86,7 @@ def parse_command(command: Any, name: str, words: Sequence[str]) -> Any:
     Returns:
         `Any`: An `Options` of the module, or the namespace of its arguments.
     """
-    summary = COMMANDS[name][1]
+    summary = COMMANDS[name]
     prog, description = f"trl-prl {name}", f"{summary[0].upper()}{summary[1:]}."
     if hasattr(command, "Options"):
         return parse_options(command.Options, words, prog, description)

@@ -17,7 +17,7 @@ from trl_prl.jobs.options import quiet_libraries
 from trl_prl.jobs.progress import Meter, ProgressBar
 from trl_prl.report.plots import STYLES, new_figure, save
 from trl_prl.storage.files import write_text
-from trl_prl.storage.row_files import write_rows
+from trl_prl.storage.row_files import ROWS_PER_CHUNK, write_rows
 from trl_prl.storage.row_sources import open_rows
 from trl_prl.storage.row_values import read_labels, read_steps, read_text, row_place
 from trl_prl.verifier.evaluation import ScoredSolution, evaluate_verifier
@@ -29,7 +29,6 @@ from trl_prl.verifier.settings import collected_splitter
 RESULTS_FILE = "verifier_evaluation.json"
 SOLUTIONS_FILE = "solutions.jsonl"
 FORMAT_VERSION = 1
-_ROWS_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
     solutions = []
     with ProgressBar() as bar:
         meter = Meter(len(rows), bar.update)
-        for start in range(0, len(rows), _ROWS_PER_CHUNK):
-            chunk = rows[start : start + _ROWS_PER_CHUNK]
+        for start in range(0, len(rows), ROWS_PER_CHUNK):
+            chunk = rows[start : start + ROWS_PER_CHUNK]
             steps = [_steps(row, separator) for row in chunk]
             prompts = [prompt_format.prompt_of(row) for row in chunk]
             _, values = score_prefixes(verifier, prompts, steps, [is_finished(row) for row in chunk])

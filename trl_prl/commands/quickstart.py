@@ -202,19 +202,19 @@ def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path)
     return found
 
 
+def _table(title: str, caption: str, first: str, *numbers: str) -> Table:
+    table = Table(first, title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
 def planted_table(curves: Mapping[str, list[float]]) -> Table:
     """What part 1 came to."""
     from trl_prl.demo.training import steps_to_accuracy
 
-    table = Table(
-        title="1. Planted sub-sequence (PAV paper, App. B)",
-        caption=PLANTED_WORDS,
-        box=SIMPLE_HEAD,
-        caption_justify="left",
-    )
-    table.add_column("reward")
-    table.add_column("optimizer steps to 90 %", justify="right")
-    table.add_column("accuracy at the end", justify="right")
+    title = "1. Planted sub-sequence (PAV paper, App. B)"
+    table = _table(title, PLANTED_WORDS, "reward", "optimizer steps to 90 %", "accuracy at the end")
     for name, curve in curves.items():
         reached = steps_to_accuracy(curve, 0.9)
         last = curve[-5:]
@@ -224,15 +224,8 @@ def planted_table(curves: Mapping[str, list[float]]) -> Table:
 
 def judged_table(judged: Mapping[str, Mapping[str, float]]) -> Table:
     """What the verifier knows."""
-    table = Table(
-        title="2. Paths in a graph: who knows a good step?",
-        caption=JUDGED_WORDS,
-        box=SIMPLE_HEAD,
-        caption_justify="left",
-    )
-    table.add_column("values")
-    for title in SCORES.values():
-        table.add_column(title, justify="right")
+    title = "2. Paths in a graph: who knows a good step?"
+    table = _table(title, JUDGED_WORDS, "values", *SCORES.values())
     for name, scores in judged.items():
         table.add_row(name, *(f"{scores[score]:.2f}" for score in SCORES))
     return table
@@ -240,15 +233,8 @@ def judged_table(judged: Mapping[str, Mapping[str, float]]) -> Table:
 
 def search_table(searched: Mapping[str, Mapping[str, Any]]) -> Table:
     """What searching with it finds."""
-    table = Table(
-        title="3. Far paths: searching with these values",
-        caption=SEARCH_WORDS,
-        box=SIMPLE_HEAD,
-        caption_justify="left",
-    )
-    table.add_column("search")
-    table.add_column("right", justify="right")
-    table.add_column("tokens per problem", justify="right")
+    title = "3. Far paths: searching with these values"
+    table = _table(title, SEARCH_WORDS, "search", "right", "tokens per problem")
     for name, point in searched.items():
         tokens = f"{point['generated_tokens_per_problem']:.0f}"
         table.add_row(name, f"{100 * point['accuracy']['value']:.0f} %", tokens)

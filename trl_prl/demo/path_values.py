@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from trl_prl.generation.local import TransformersGenerator
@@ -41,8 +40,7 @@ def verifier_problems(split: Split, number: int, seed: int) -> Dataset:
 
 def path_generator() -> TransformersGenerator:
     """The shipped policy, ready to sample: on a GPU if there is one, else on the CPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TransformersGenerator.from_pretrained(path_policy_path(), dtype="float32", device=device)
+    return TransformersGenerator.from_pretrained(path_policy_path(), dtype="float32")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from trl_prl.storage.row_sources import load_rows
 from .config import EvaluateConfig
 from .output import write_results
 from .samples import add_step_scores, answer_pattern, check_samples, draw_samples
-from .sources import checksum, read_samples
+from .sources import read_samples
 
 
 class Source:
@@ -46,7 +46,9 @@ class Source:
         self.samples: list[list[dict[str, Any]]] | None = None
         if config.samples:
             self.problems, self.samples = read_samples(path, config)
-            self.num_problems, self.fingerprint = len(self.problems), checksum(self.problems, self.samples)
+            pairs = zip(self.problems, self.samples, strict=True)
+            self.fingerprint = fingerprint([problem.prompt, problem.columns, row] for problem, row in pairs)
+            self.num_problems = len(self.problems)
             return
         self.dataset = select_problems(load_rows(config.dataset, config.dataset_config, config.dataset_split), config)
         self.num_problems, self.fingerprint = len(self.dataset), fingerprint(self.dataset)

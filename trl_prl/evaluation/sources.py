@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -178,11 +177,3 @@ def _merged(
             len(merged) - num_prompts,
         )
     return merged, [[sample for place in places for sample in samples[place]] for places in members.values()]
-
-
-def checksum(problems: Sequence[Problem], samples: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """Checksum of everything in a file of samples, so that a job is not resumed with another one."""
-    digest = hashlib.blake2b(digest_size=16)
-    for problem, row in zip(problems, samples, strict=True):
-        digest.update(json.dumps([problem.prompt, problem.columns, row], sort_keys=True, default=str).encode())
-    return digest.hexdigest()

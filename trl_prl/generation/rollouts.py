@@ -111,7 +111,9 @@ class Roller:
             for completion in row
         ]
         finished = [(i, ids) for i, ids, completion in flat if completion.finished]
-        outcomes = iter(self._check(finished))
+        problems = [self.problems[i] for i, _ in finished]
+        texts, ids_of = [self.text(ids) for _, ids in finished], [list(ids) for _, ids in finished]
+        outcomes = iter(check_outcomes(problems, texts, ids_of, self.reward, self.threshold))
         rollouts = [
             Rollout(ids, completion.finish_reason, next(outcomes) if completion.finished else None)
             for _, ids, completion in flat
@@ -130,15 +132,6 @@ class Roller:
     def text(self, ids: Sequence[int]) -> str:
         """Text of a completion's ids."""
         return b"".join(self.token_pieces.pieces(ids)).decode("utf-8", "replace")
-
-    def _check(self, completions: Sequence[Prefix]) -> list[bool | None]:
-        return check_outcomes(
-            [self.problems[i] for i, _ in completions],
-            [self.text(ids) for _, ids in completions],
-            [list(ids) for _, ids in completions],
-            self.reward,
-            self.threshold,
-        )
 
 
 def check_outcomes(

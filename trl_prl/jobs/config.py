@@ -133,10 +133,7 @@ class JobConfig(EngineOptions, PromptOptions):
             "trust_remote_code",
             "num_processes",
             "process_index",
-            "engine",
-            "ray_address",
-            "num_workers",
-            "gpus_per_worker",
+            *(entry.name for entry in fields(EngineOptions)),
         }
     )
     # Paths of models, or functions of modules, whose files the rows depend on.

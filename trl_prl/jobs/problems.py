@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from trl_prl.generation.rollouts import Problem
@@ -62,9 +63,9 @@ def make_problem(dataset: Any, row: int, config: JobConfig, tokenizer: Any) -> P
     return Problem(row, prompt, config.prompts().token_ids(tokenizer, prompt), columns)
 
 
-def fingerprint(dataset: Any) -> str:
-    """Checksum of everything in a data set, so that a job is not resumed with other prompts."""
+def fingerprint(rows: Iterable[Any]) -> str:
+    """Checksum of everything in rows, such as those of a data set, so that a job is not resumed with other prompts."""
     digest = hashlib.blake2b(digest_size=16)
-    for row in dataset:
+    for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -188,14 +188,12 @@ class ReportData:
             label = path.parent.name if path.stem == "problems" else path.stem
             self.searches.append({"label": label, "problems": problems, "points": []})
             self._source(path, "search", f"{len(problems)} problems")
-        elif "samples" in first:
+        elif "samples" in first or solution(first, 0, 0) is not None:
             found = [dict(row) for row in everything]
-            source = self._source(path, "evaluated samples", f"{len(found)} problems")
-            self.solutions.append((source, found))
-        elif solution(first, 0, 0) is not None:
-            found = [dict(row) for row in everything]
-            source = self._source(path, "solutions with step values", f"{len(found)} solutions")
-            self.solutions.append((source, found))
+            kind, rows_are = "solutions with step values", "solutions"
+            if "samples" in first:
+                kind, rows_are = "evaluated samples", "problems"
+            self.solutions.append((self._source(path, kind, f"{len(found)} {rows_are}"), found))
         elif asked_for:
             self.others.append(other_result([dict(row) for row in islice(everything, 50)], str(path)))
             self._source(path, "rows", "the first 50 rows as they are")

@@ -6,7 +6,6 @@ a file that is no result at all says so once.
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from trl_prl.prompts.chat import content_text
 
-from .limits import MAX_CHARACTERS, shorten_row
+from .limits import json_lines, shorten_row
 
 
 MAX_JSON_CHARACTERS = 20_000
@@ -22,14 +21,7 @@ MAX_JSON_CHARACTERS = 20_000
 
 def read_json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Read the objects of a file of JSON lines, gzipped or not, with long texts cut; other lines are passed over."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):  # no JSON, or nested too deep
-                continue
-            if isinstance(row, dict):
-                yield shorten_row(row) if len(line) > MAX_CHARACTERS else row
+    return (row for row in json_lines(path) if row is not None)
 
 
 def read_parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

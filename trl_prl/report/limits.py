@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -89,6 +91,32 @@ def _num_fitting(texts: Iterable[str]) -> int:
             break
         count += 1
     return count
+
+
+def json_lines(path: Path, is_shortened: bool = True) -> Iterator[dict[str, Any] | None]:
+    """Objects of a file of JSON lines, gzipped or not, with long texts cut; `None` for a line that is no object.
+
+    Args:
+        path (`Path`):
+            The file.
+        is_shortened (`bool`, *optional*, defaults to `True`):
+            Whether to cut long texts as they are read, so that they never fill the memory.
+
+    Yields:
+        `dict`, *optional*: One per line that is not blank.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):  # no JSON, or nested too deep
+                row = None
+            if isinstance(row, dict):
+                yield shorten_row(row) if is_shortened and len(line) > MAX_CHARACTERS else row
+            else:
+                yield None
 
 
 def json_bytes(value: Any) -> int:

@@ -31,14 +31,12 @@ def new_figure(num_panels: int, width: float = 5.0, height: float = 3.6) -> tupl
         `ImportError`: if matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "A plot was asked for, but matplotlib is not installed. Install it with `pip install trl-prl[plot]`."
         ) from error
     figure = Figure(figsize=(width * num_panels, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, num_panels, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

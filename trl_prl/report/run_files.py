@@ -19,7 +19,7 @@ from trl_prl.jobs.masking import mask_secrets
 from trl_prl.storage.files import write_text
 from trl_prl.storage.row_values import json_value
 
-from .limits import MAX_CHARACTERS, shorten_row
+from .limits import json_lines
 
 
 logger = logging.getLogger(__name__)
@@ -78,20 +78,9 @@ def read_lines(path: Path, is_shortened: bool = False) -> tuple[list[dict[str, A
     Returns:
         `tuple[list[dict], int]`: The rows, and the number of lines that are no JSON objects.
     """
-    rows, num_unreadable = [], 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                rows.append(shorten_row(row) if is_shortened and len(line) > MAX_CHARACTERS else row)
-            else:
-                num_unreadable += 1
-    return rows, num_unreadable
+    found = list(json_lines(path, is_shortened))
+    rows = [row for row in found if row is not None]
+    return rows, len(found) - len(rows)
 
 
 class RunWriter:

@@ -196,10 +196,8 @@ class StepSampler:
         sample.ids = (*sample.ids, *completion.token_ids)
         sample.num_generated_tokens += len(completion.token_ids)
         sample.end = None
-        if completion.finish_reason == "eos":
-            sample.end = "eos"
-        elif completion.finish_reason == "stop":
-            sample.end = "stop"
+        if completion.finish_reason != "length":
+            sample.end = completion.finish_reason
         elif len(sample.ids) >= self.sampling.max_tokens or len(completion.token_ids) < (
             1 if self._sends_text else asked
         ):
@@ -209,11 +207,11 @@ class StepSampler:
     def _cut(self, samples: list[tuple[StepRequest, int, StepSample]]) -> list[tuple[StepRequest, int, StepSample]]:
         """Cut samples at the end of their step; return those that have none yet."""
         ends = step_ends(self.splitter, self.token_pieces, [sample.ids for _, _, sample in samples])
-        still_open = []
-        for (request, i, sample), row_ends in zip(samples, ends, strict=True):
-            if not self._cut_one(len(request.ids), sample, row_ends):
-                still_open.append((request, i, sample))
-        return still_open
+        return [
+            (request, i, sample)
+            for (request, i, sample), row_ends in zip(samples, ends, strict=True)
+            if not self._cut_one(len(request.ids), sample, row_ends)
+        ]
 
     def _cut_one(self, start: int, sample: StepSample, ends: list[int]) -> bool:
         """Cut one sample, and say whether its step has ended."""
