@@ -365,7 +365,7 @@ def test_command_writes_page_and_figures(tmp_path: Path, capsys: pytest.CaptureF
     assert all(path.stat().st_size > 500 for path in printed)
     names = {path.name for path in printed}
     assert {"report.html", "train-reward.png", "train-reward.svg", "calibration-my-verifier.svg"} <= names
-    assert {"prover-policy-gain.png", "evaluation-pass_at_k.svg"} <= names
+    assert {"prover-policy-gain.png", "results-pass_at_k.svg"} <= names
 
 
 @pytest.mark.parametrize(
