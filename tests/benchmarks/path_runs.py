@@ -86,11 +86,11 @@ def show(args: argparse.Namespace) -> None:
     for result in runs.values():
         run = result["run"]
         setting = (run["method"], run["learning_rate"], run["coefficient"], run["num_prompts"], run["num_generations"])
-        groups.setdefault((result["split"], *setting, run["wander"], run["process_reward"] != "exact"), []).append(
-            result
-        )
+        verifier = "refreshed" if "refresh_every" in run["process_reward"] else "learned"
+        verifier = "" if run["process_reward"] == "exact" else f", {verifier} verifier"
+        groups.setdefault((result["split"], *setting, run["wander"], verifier), []).append(result)
     rows = []
-    for (split, method, lr, coefficient, prompts, n, wander, is_learned), members in sorted(groups.items()):
+    for (split, method, lr, coefficient, prompts, n, wander, verifier), members in sorted(groups.items()):
         ends = [m["scores"][max(m["scores"], key=int)] for m in members]
         on_the_way = [[m["scores"][s]["far/avg"] for m in members if s in m["scores"]] for s in ON_THE_WAY]
         kl = [end["far/kl"] for end in ends]
@@ -98,7 +98,7 @@ def show(args: argparse.Namespace) -> None:
         setting = (
             f"lr {lr:g}" + (f", {coefficient:g}" if coefficient else "") + (f", w {wander:g}" if wander != 0.3 else "")
         )
-        setting += ", learned verifier" if is_learned else ""
+        setting += verifier
         rows.append(
             [split, method, setting, f"{prompts} x {n}", len(members), f"{steps[0]} to {steps[-1]}"]
             + [spread([end[name] for end in ends]) for name in COLUMNS]
