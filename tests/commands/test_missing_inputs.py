@@ -75,6 +75,17 @@ def test_what_is_missing_is_named(
     check_line(capsys.readouterr().err, absent.removeprefix("./"), "Give " if name != "report" else "Pass ")
 
 
+@pytest.mark.parametrize("name", ["collect", "evaluate", "search"])
+def test_a_misspelled_name_does_not_block_the_command_that_is_right(folder: Path, name: str) -> None:
+    def run(**given: str) -> int:
+        return cli.main([name, *words_of(COMMANDS[name], **given), "--max_completion_length", "4"])
+
+    assert run(MODEL="absent/model") == 2
+    if name == "search":
+        assert run(VERIFIER="absent/verifier") == 2
+    assert run() == 0
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("diagnose", "report")])
 def test_a_missing_file_of_options_is_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (folder / "options.yaml").write_text("{}")

@@ -134,7 +134,7 @@ def collect(
     settings = job_settings(config, num_problems=len(dataset), fingerprint=fingerprint(dataset))
     metadata = {"prover": prover_name(config), "best_of_k": config.best_of_k, **settings}
     schema = table_schema(dataset, config.prompt_column, metadata)
-    # What cannot be made must not leave a folder that no corrected job can use.
+    # What cannot be made is said before anything is begun.
     _warn_of_other_splitter(config.dataset, get_splitter(config.splitter, step_length=config.step_length))
     if make_worker is None:
         load_reward(config.reward)

@@ -85,7 +85,7 @@ def run_search(
         `ValueError`: When the folder holds a job with other settings or the data set does not fit.
     """
     dataset = select_problems(dataset, config)
-    # What cannot be made must not leave a folder that no corrected job can use.
+    # What cannot be made is said before anything is begun.
     get_splitter(config.splitter, step_length=config.step_length)
     load_answer_function(config.answer)
     if make_worker is None:
