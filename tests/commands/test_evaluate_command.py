@@ -286,7 +286,7 @@ def test_mistakes_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"text": "a"}])
     base = ["evaluate", "--output-dir", str(tmp_path / "out"), "--plot", "none"]
     for words, message in (
-        (["--samples", str(path)], "no 'answer'"),
+        (["--samples", str(path)], "no column 'answer'"),
         (["--samples", str(bad)], "none of prompt, problem, question"),
         (["--samples", str(path), "--score-fields", "rm"], "score_fields"),
         (["--samples", f"x={path}", f"x={path}"], "cannot be told apart"),

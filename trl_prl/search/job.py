@@ -12,7 +12,7 @@ from trl_prl.jobs.options import Tools
 from trl_prl.jobs.problems import fingerprint, make_problem, select_problems
 from trl_prl.jobs.progress import OnProgress
 from trl_prl.jobs.runner import Engine, Job, OnCounts, Worker, run_here
-from trl_prl.rewards.timed import load_reward
+from trl_prl.rewards.outcomes import check_reward
 from trl_prl.steps.split import get_splitter
 
 from .config import SearchConfig
@@ -89,7 +89,7 @@ def run_search(
     get_splitter(config.splitter, step_length=config.step_length)
     load_answer_function(config.answer)
     if make_worker is None:
-        load_reward(config.reward)
+        check_reward(config.reward, dataset.column_names)
         make_worker = partial(SearchWorker, config, dataset)
     settings = job_settings(config, num_problems=len(dataset), fingerprint=fingerprint(dataset))
     job = Job(
