@@ -137,6 +137,20 @@ def test_unknown_options_hint_at_the_nearest(
     check_line(capsys.readouterr().err, f"Did you mean {near}", "--help")
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("colect", "Did you mean 'collect'? "),
+        ("evaluate_verifier", "Did you mean 'evaluate-verifier'? "),
+        ("xyz", "no command. --help"),
+    ],
+)
+def test_unknown_commands_hint_at_the_nearest(capsys: pytest.CaptureFixture[str], word: str, hint: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([word, "--model", "m"])
+    check_line(capsys.readouterr().err, repr(word), hint, "--help lists all")
+
+
 def test_words_that_are_no_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "values", "--output", "o.jsonl"]) == 2
     check_line(capsys.readouterr().err, "'values', which is no option")
