@@ -21,6 +21,7 @@ from trl_prl.rewards.checks import warn_of_other_prompts
 from trl_prl.rewards.extraction import final_answer
 from trl_prl.rewards.outcomes import check_reward, load_reward
 from trl_prl.storage.row_sources import load_rows
+from trl_prl.verifier.settings import warn_of_training_prompts
 
 from .config import EvaluateConfig
 from .output import write_results
@@ -87,6 +88,8 @@ class EvaluationWorker:
         self.config, self.source = config, source
         self.tools = tools or Tools(config, source.path, config.num_checkers)
         self.verifiers, self._prompts_compared = list(_load_verifiers(config)), False
+        for _, verifier, _ in self.verifiers:
+            warn_of_training_prompts(verifier, source.fingerprint, config.dataset)
         pattern = config.answer_pattern
         self.extract_answer = final_answer if pattern is None else answer_pattern(pattern)
 

@@ -14,6 +14,7 @@ from trl_prl.jobs.progress import OnProgress
 from trl_prl.jobs.runner import Engine, Job, OnCounts, Worker, run_here
 from trl_prl.rewards.outcomes import check_reward
 from trl_prl.steps.split import get_splitter
+from trl_prl.verifier.settings import warn_of_training_prompts
 
 from .config import SearchConfig
 from .output import write_results
@@ -35,6 +36,8 @@ class SearchWorker:
     def __init__(self, config: SearchConfig, dataset: Any, tools: Tools | None = None) -> None:
         self.config, self.dataset, self.tools = config, dataset, tools or Tools(config)
         self.searcher = Searcher(config, self.tools.tokenizer, self.tools.generator, self.tools.reward)
+        for process_reward in self.searcher.process_rewards():
+            warn_of_training_prompts(process_reward, fingerprint(dataset), config.dataset)
 
     def compute(self, rows: range, on_counts: OnCounts) -> dict[str, Any]:
         """Search a unit of problems at every n."""

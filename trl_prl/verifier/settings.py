@@ -213,6 +213,26 @@ def collected_splitter(path: str) -> StepSplitter | None:
     return get_splitter(name, step_length=collected.get("step_length", 256))
 
 
+def warn_of_training_prompts(verifier: Any, fingerprint: str | None, where: str) -> None:
+    """Warn about a verifier that is judged on the prompts it was trained on.
+
+    Args:
+        verifier (`ProcessReward`):
+            The verifier; a process reward that stores nothing about its data is fine.
+        fingerprint (`str`, *optional*):
+            Checksum of the prompts, as a collection has it in its settings.
+        where (`str`):
+            What holds them.
+    """
+    collected = getattr(getattr(verifier, "settings", None), "collected", None) or {}
+    if fingerprint is not None and collected.get("fingerprint") == fingerprint:
+        logger.warning(
+            "The verifier was trained on the prompts of '%s', so numbers on them flatter it. Give prompts that were "
+            "held out from its training.",
+            where,
+        )
+
+
 def follow_collection(args: Any, path: str) -> None:
     """Train a verifier with the settings its rows were collected with, and say where its own contradict them.
 
