@@ -1,6 +1,6 @@
 // Evaluations, calibration of verifiers, diagnosis of provers, other files; and what starts the page.
 
-const withInterval = (found) => (!found || !isNumber(found.value) ? "–" : isNumber(found.low) ? `${num(found.value)} (${num(found.low)} to ${num(found.high)})` : num(found.value));
+const withInterval = (found) => (!found || !isNumber(found.value) ? "–" : isNumber(found.low) && found.low !== found.high ? `${num(found.value)} (${num(found.low)} to ${num(found.high)})` : num(found.value));
 const words = (name) => name.replace(/^by_/, "by ").replace(/_/g, " ");
 
 function breakdownTable(title, rows) {
