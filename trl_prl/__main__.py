@@ -9,6 +9,7 @@ only when it runs, so that `--help` and `--version` answer at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import signal
 import sys
@@ -112,7 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     place = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words))
     # Whatever is wrong or wanted before the subcommand ends here.
-    name = root_parser().parse_args(words[: place + 1]).command
+    parser = root_parser()
+    if unknown := [word for word in words[place : place + 1] if word not in COMMANDS]:
+        near = difflib.get_close_matches(unknown[0], COMMANDS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        parser.error(f"Got {unknown[0]!r}, which is no command. {hint}--help lists all.")
+    name = parser.parse_args(words[: place + 1]).command
     options: Any = None
     try:
         with _stopped_by_sigterm():

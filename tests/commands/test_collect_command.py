@@ -116,7 +116,7 @@ def test_share_of_unfinished_rollouts_is_said(job: Path, tmp_path: Path, capsys:
     assert cli.main(options(tmp_path, job / "prompts.jsonl", max_completion_length=8, max_rows=3)) == 0
     printed = capsys.readouterr()
     assert "reached the limit of 8 tokens and are left out of the values" in printed.out
-    assert "Warning: that is more than 10%" in printed.err
+    assert "rollouts reached the limit, so values are biased towards short solutions. Raise --max_c" in printed.err
 
 
 def test_weights_that_were_replaced_are_refused(

@@ -19,7 +19,9 @@ from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl import __main__ as cli
 from trl_prl.evaluation.config import EvaluateConfig
+from trl_prl.jobs.problems import fingerprint
 from trl_prl.jobs.shards import find_units
+from trl_prl.storage.row_sources import load_rows
 
 
 REWARD = "tests.benchmarks.arithmetic.task:arithmetic_reward"
@@ -235,6 +237,25 @@ def test_rows_are_grouped_by_an_id(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "has no column 'id'" in capsys.readouterr().err
 
 
+def test_what_rests_on_few_samples_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three problems with five of six samples cut; and two files between which no problem differs."""
+    reasons = [["length", "length"], ["length", "length"], ["length", "eos"]]
+    rows = [
+        {"prompt": f"p{i}", "answer": "1", "samples": [{"completion": "0", "finish_reason": why} for why in pair]}
+        for i, pair in enumerate(reasons)
+    ]
+    files = [f"{name}={write_jsonl(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
+    reward = "tests.commands.test_evaluate_command:parity"
+    (model, _) = evaluate(tmp_path / "out", samples=files, reward=reward)["models"]
+    left = model["avg_by_unfinished"]["exclude"]
+    assert (left["num_problems"], left["num_samples"]) == (1, 1)
+    table = (tmp_path / "out" / "evaluation.md").read_text()
+    assert "| problems with a finished sample | 1 | 1 |\n| finished samples | 1 | 1 |" in table
+    # What does not differ at all was drawn from too few problems, and has no interval.
+    assert "| avg@2 | +0.0 [-] | 1 |" in table
+    assert "Warning: 5 of 6 samples of a reached the limit and count as wrong. Raise" in capsys.readouterr().err
+
+
 def test_tables_fit_80_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +307,7 @@ def test_mistakes_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"text": "a"}])
     base = ["evaluate", "--output-dir", str(tmp_path / "out"), "--plot", "none"]
     for words, message in (
-        (["--samples", str(path)], "no 'answer'"),
+        (["--samples", str(path)], "no column 'answer'"),
         (["--samples", str(bad)], "none of prompt, problem, question"),
         (["--samples", str(path), "--score-fields", "rm"], "score_fields"),
         (["--samples", f"x={path}", f"x={path}"], "cannot be told apart"),
@@ -366,12 +387,15 @@ def test_two_processes_and_two_models(prompts: Path, tmp_path: Path, capsys: pyt
     assert metrics_of(results, 0) == metrics_of(whole)
 
 
-def test_best_of_n_by_a_verifier(prompts: Path, tmp_path: Path) -> None:
-    build_verifier(build_tokenizer(), step_splitter="newline", max_length=80).save_pretrained(tmp_path / "verifier")
+def test_best_of_n_by_a_verifier(prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    collected = {"fingerprint": fingerprint(load_rows(str(prompts), None, "train").select(range(2)))}
+    verifier = build_verifier(build_tokenizer(), step_splitter="newline", max_length=80, collected=collected)
+    verifier.save_pretrained(tmp_path / "verifier")
     results = evaluate(
         tmp_path / "out", **model_options(prompts), verifiers=[f"v={tmp_path / 'verifier'}"], max_rows=2,
         aggregations=["last", "min"],
     )  # fmt: skip
+    assert "was trained on the prompts of" in caplog.text
     found = metrics_of(results)
     assert {"best@2/v/last", "best_of_n/v/min", "weighted_vote/v/last"} <= set(found)
     assert found["best@1/v/last"] == pytest.approx(found["pass@1"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny_models import build_tokenizer
@@ -63,6 +66,25 @@ def test_soft_labels_and_values_that_are_missing(verifier_path: str, tmp_path: P
     assert (results["num_labels"], results["num_unscored"], results["num_solutions"]) == (19, 1, 10)
     assert (results["labels"], "first_error" in results) == ("monte_carlo", False)
     assert len(results["groups"]["initial_value"]) == 5
+
+
+def test_the_terminal_says_what_was_judged_and_what_is_not_known(
+    verifier_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"prompt": "1+2=", "completions": ["3\n", "#3"], "labels": [0.5, None], "num_rollouts": [4, 0]}
+    table = pa.Table.from_pylist([row]).replace_schema_metadata({"trl_prl": json.dumps({"fingerprint": "f"})})
+    pq.write_table(table, tmp_path / "values.parquet")
+    verifier = ProcessAdvantageVerifier.from_pretrained(verifier_path)
+    for fingerprint in ("other", "f"):
+        verifier.settings = replace(verifier.settings, collected={"fingerprint": fingerprint})
+        verifier.save_pretrained(tmp_path / "trained")
+        caplog.clear()
+        evaluate(str(tmp_path / "trained"), tmp_path / "values.parquet", tmp_path / "out", "--plot", "none")
+        assert ("was trained on the prompts of" in caplog.text) == (fingerprint == "f")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "trained on " in said
+    assert "Threshold" not in said
+    assert "is not known: no two steps in a row" in said
 
 
 def test_mistakes_are_explained(verifier_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

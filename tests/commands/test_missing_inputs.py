@@ -75,6 +75,36 @@ def test_what_is_missing_is_named(
     check_line(capsys.readouterr().err, absent.removeprefix("./"), "Give " if name != "report" else "Pass ")
 
 
+@pytest.mark.parametrize("name", ["collect", "evaluate", "search"])
+def test_a_misspelled_name_does_not_block_the_command_that_is_right(folder: Path, name: str) -> None:
+    def run(**given: str) -> int:
+        return cli.main([name, *words_of(COMMANDS[name], **given), "--max_completion_length", "4"])
+
+    assert run(MODEL="absent/model") == 2
+    if name == "search":
+        assert run(VERIFIER="absent/verifier") == 2
+    assert run() == 0
+
+
+@pytest.mark.parametrize("name", ["collect", "evaluate", "search"])
+def test_a_missing_answer_column_is_named_before_a_model_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)
+    (folder / "unanswered.jsonl").write_text(json.dumps({"prompt": "1+2=", "solution": "3"}))
+    for reward in ("accuracy", "exact_match"):
+        words = words_of(COMMANDS[name], DATA="unanswered.jsonl", REWARD=reward)
+        assert cli.main([name, *words]) == 2
+        check_line(capsys.readouterr().err, "no column 'answer'", repr(reward), "only 'prompt', 'solution'. Rename")
+    assert not (folder / "out").exists()
+
+
+def test_samples_without_an_answer_to_compare_with_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "samples.jsonl").write_text(json.dumps({"prompt": "1+2=", "completion": "3"}))
+    assert cli.main(["evaluate", "--samples", "samples.jsonl", "--output_dir", "out"]) == 2
+    check_line(capsys.readouterr().err, "no column 'answer'", "only 'prompt'. Rename")
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("diagnose", "report")])
 def test_a_missing_file_of_options_is_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (folder / "options.yaml").write_text("{}")
@@ -105,6 +135,20 @@ def test_unknown_options_hint_at_the_nearest(
 ) -> None:
     assert cli.main([name, *(["values"] if name in ("diagnose", "report") else []), word, "x"]) == 2
     check_line(capsys.readouterr().err, f"Did you mean {near}", "--help")
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("colect", "Did you mean 'collect'? "),
+        ("evaluate_verifier", "Did you mean 'evaluate-verifier'? "),
+        ("xyz", "no command. --help"),
+    ],
+)
+def test_unknown_commands_hint_at_the_nearest(capsys: pytest.CaptureFixture[str], word: str, hint: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([word, "--model", "m"])
+    check_line(capsys.readouterr().err, repr(word), hint, "--help lists all")
 
 
 def test_words_that_are_no_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:

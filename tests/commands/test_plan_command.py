@@ -117,6 +117,20 @@ def test_the_table_says_what_is_assumed(capsys: pytest.CaptureFixture[str]) -> N
     assert "decode_utilization 0.15" in text
 
 
+def test_small_jobs_have_numbers_too(capsys: pytest.CaptureFixture[str]) -> None:
+    run = {"method": "grpo", "policy_size": 0.1, "optimizer_steps": 2, "completions_per_step": 4, "num_gpus": 2}
+    run |= {"prompt_length": 50, "completion_length": 100, "decode_tokens_per_second": 10, "price_per_gpu_hour": 2}
+    words = [str(word) for name, value in run.items() for word in (f"--{name}", value)]
+    assert main(["plan", *words]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    # 800 tokens at 10 per second are 80 seconds; 2 / 3600 of a price for each of them.
+    assert "0.8 k - 1.2 k 1.3 min 40.0 s" in text
+    assert "policy 1.5 0.04 " in text
+    assert "on 2 GPUs" in text
+    assert main(["plan", *words, "--decode_tokens_per_second", "10000", "--price_per_gpu_hour", "0.01"]) == 0
+    assert "<1 s <1 s policy 1.5 <0.01" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

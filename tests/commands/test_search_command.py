@@ -20,6 +20,7 @@ from tests.verifier_models import build_verifier
 from trl_prl import __main__ as cli
 from trl_prl.commands.search import accuracy_line
 from trl_prl.generation.rollouts import Problem
+from trl_prl.jobs.problems import fingerprint
 from trl_prl.jobs.progress import Progress, speed_line
 from trl_prl.metrics.sampling_estimates import mean_pass_at_k
 from trl_prl.prms.load import load_process_reward
@@ -28,6 +29,7 @@ from trl_prl.search.config import SearchConfig
 from trl_prl.search.output import draw, table
 from trl_prl.search.runs import load_answer_function
 from trl_prl.search.scoring import EffectiveReward
+from trl_prl.storage.row_sources import load_rows
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 
@@ -268,14 +270,18 @@ def test_process_rewards_by_name(tmp_path: Path) -> None:
     assert load_answer_function("tests.benchmarks.arithmetic.task:read_answer")("#7") == 7
 
 
-def test_search_with_a_verifier_of_another_tokenizer(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_search_with_a_verifier_of_another_tokenizer(
+    tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """The command scores prefixes and whole solutions with a real verifier, whose tokenizer is not the policy's."""
     problems, folder = write_problems(tmp_path, 3), tmp_path / "verifier"
-    build_verifier(tiny_tokenizer).save_pretrained(folder)
+    collected = {"fingerprint": fingerprint(load_rows(str(problems), None, "train"))}
+    build_verifier(tiny_tokenizer, collected=collected).save_pretrained(folder)
     assert isinstance(load_process_reward(str(folder)), ProcessAdvantageVerifier)
     assert cli.main(options(tmp_path / "job", problems, 2, process_reward=str(folder), best_of_k=4)) == 0
     values = [c["value"] for row in rows_of(tmp_path / "job") for c in row["candidates"]]
     assert all(0 < value < 1 for value in values)
+    assert "was trained on the prompts of" in caplog.text
 
 
 class Silent:
@@ -292,6 +298,15 @@ def test_a_search_by_no_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     assert point["num_scored"] == point["num_unscored"] > 0
     number = point["num_scored"]
     assert f"{number} of {number} texts have no usable score" in capsys.readouterr().err
+
+
+def test_problems_without_a_finished_solution_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = write_problems(tmp_path, 2)
+    assert cli.main(options(tmp_path / "job", problems, 1, max_completion_length=2)) == 0
+    (point,) = results_of(tmp_path / "job")["curve"]
+    number = point["num_problems"]
+    words = f"{number} of {number} problems at n=1 have no finished solution and count as wrong. Raise --max_comp"
+    assert words in capsys.readouterr().err
 
 
 def test_progress_and_table() -> None:

@@ -125,6 +125,12 @@ def test_shares_of_rollouts_are_told_from_judgements_by_their_columns() -> None:
     valued = [solution(f"p{i}", [0.9, 0.2], [1.0, 0.0], initial_value=0.5, num_rollouts=None) for i in range(6)]
     assert evaluate_verifier(counted)["progress_error"] == pytest.approx(0.3)
     assert "progress_error" not in evaluate_verifier(valued)
+    assert "no 'num_rollouts'" in evaluate_verifier(valued)["no_progress_error"]
+    single = [solution("p", [0.9, 0.2], [1.0, None], num_rollouts=[4, 0])]
+    assert "no two steps in a row" in evaluate_verifier(single)["no_progress_error"]
+    noisy = [solution("p", [0.5, 0.5], [0.5, 0.5], num_rollouts=[2, 2])]
+    assert "below the noise" in evaluate_verifier(noisy)["no_progress_error"]
+    assert "no_progress_error" not in {**evaluate_verifier(rows, threshold=0.5), **evaluate_verifier(counted)}
     assert (label_kind(rows), label_kind(counted), label_kind(valued)) == ("hard", "monte_carlo", "monte_carlo")
     assert label_kind([solution("p", [0.9], [0.5])]) == "soft"
     assert evaluate_verifier(rows, threshold=0.5)["first_error"] == {"error_accuracy": 1.0}

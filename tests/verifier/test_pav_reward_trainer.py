@@ -199,15 +199,17 @@ def test_rows_truncated_to_no_label_are_dropped_with_a_count(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING, "trl_prl.verifier.dataset"):
         trainer = make_trainer(tmp_path, rows, max_length=7)
     assert len(trainer.train_dataset) == 4
-    assert "8 of 12 rows dropped" in caplog.text
-    assert "16 steps beyond" in caplog.text
+    assert "train data set, 12 rows: 4 rows without any label (null" in caplog.text
+    assert (
+        "4 rows with labels only beyond 7 tokens, 4 labels beyond 7 tokens in other rows are left out" in caplog.text
+    )
     trainer.train()
     assert all(math.isfinite(entry["loss"]) for entry in train_logs(trainer))
 
 
 def test_no_row_left_raises(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"prompt": ["1+2="], "completions": [["3"]], "labels": [[None]]})
-    with pytest.raises(ValueError, match="nothing to learn from"):
+    with pytest.raises(ValueError, match="has a label to learn from: 1 rows without any label"):
         make_trainer(tmp_path, rows)
 
 

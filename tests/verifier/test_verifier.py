@@ -452,7 +452,12 @@ def test_labels_of_one_kind_calibrate_nothing(
 
 @pytest.mark.parametrize(
     ("slope", "num_labels", "reason"),
-    [(1.0, 200, None), (-1.0, 200, "do not rise"), (0.0, 200, "do not rise"), (1.0, 9, "there are 9 labels")],
+    [
+        (1.0, 200, None),
+        (-1.0, 200, "do not rise with the labels (their correlation is -1.00 over 200 labels"),
+        (0.0, 200, "do not rise with the labels (their correlation is -0.00 over 200 labels"),
+        (1.0, 9, "there are 9 labels"),
+    ],
 )
 def test_a_fit_that_would_mislead_is_not_applied(
     slope: float, num_labels: int, reason: str | None, caplog: pytest.LogCaptureFixture
@@ -467,4 +472,4 @@ def test_a_fit_that_would_mislead_is_not_applied(
     else:
         assert after == before
         assert len(caplog.records) == 1
-        assert f"was not calibrated: {reason}" in caplog.text.replace("its values ", "")
+        assert f"was not calibrated: {reason}" in caplog.text.replace("its logits ", "")

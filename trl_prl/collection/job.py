@@ -15,7 +15,7 @@ from trl_prl.jobs.options import Tools, local_generator
 from trl_prl.jobs.problems import fingerprint, make_problem, select_problems
 from trl_prl.jobs.progress import OnProgress
 from trl_prl.jobs.runner import Engine, Job, OnCounts, Worker, run_here
-from trl_prl.rewards.timed import load_reward
+from trl_prl.rewards.outcomes import check_reward
 from trl_prl.steps.split import get_splitter
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.storage.files import write_text
@@ -134,10 +134,10 @@ def collect(
     settings = job_settings(config, num_problems=len(dataset), fingerprint=fingerprint(dataset))
     metadata = {"prover": prover_name(config), "best_of_k": config.best_of_k, **settings}
     schema = table_schema(dataset, config.prompt_column, metadata)
-    # What cannot be made must not leave a folder that no corrected job can use.
+    # What cannot be made is said before anything is begun.
     _warn_of_other_splitter(config.dataset, get_splitter(config.splitter, step_length=config.step_length))
     if make_worker is None:
-        load_reward(config.reward)
+        check_reward(config.reward, dataset.column_names)
         make_worker = partial(CollectWorker, config, dataset)
     folder = Path(config.output_dir)
     job = Job(folder, settings, len(dataset), config.problems_per_unit, config.process(), config.defaults())

@@ -5,11 +5,10 @@ trl-prl collect --config collect.yaml --output_dir values
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from trl_prl.collection.config import CollectConfig
-from trl_prl.jobs.progress import Progress, ProgressBar, token_line
+from trl_prl.jobs.progress import Progress, ProgressBar, token_line, warn_of_unfinished
 from trl_prl.jobs.ray_engine import make_engine
 
 
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 
 
 Options = CollectConfig
-
-# From this share on, the values are of the problems that are solved within the limit, and no longer of all.
-MANY_UNFINISHED = 0.1
 
 
 def run(options: CollectConfig) -> int:
@@ -38,12 +34,12 @@ def run(options: CollectConfig) -> int:
         return 0
     print(f"Step values: {collected.path} (load_dataset({options.output_dir!r}) reads it)")
     print(unfinished_sentence(collected.spending, options))
-    if collected.spending.num_unfinished > MANY_UNFINISHED * collected.spending.num_rollouts:
-        print(
-            f"Warning: that is more than {MANY_UNFINISHED:.0%}, and values are biased towards short solutions. Raise "
-            f"--max_completion_length ({options.max_completion_length}) and collect again.",
-            file=sys.stderr,
-        )
+    warn_of_unfinished(
+        collected.spending.num_unfinished,
+        collected.spending.num_rollouts,
+        "rollouts reached the limit, so values are biased towards short solutions",
+        options.max_completion_length,
+    )
     return 0
 
 

@@ -9,11 +9,13 @@ import json
 from typing import Any
 
 from trl_prl.evaluation.config import EvaluateConfig
-from trl_prl.jobs.progress import Progress, ProgressBar, token_line
+from trl_prl.jobs.progress import Progress, ProgressBar, token_line, warn_of_unfinished
 from trl_prl.jobs.ray_engine import make_engine
 
 
 Options = EvaluateConfig
+
+_UNFINISHED = {"wrong": "count as wrong", "exclude": "are left out", "check": "are checked as they are"}
 
 
 def run(options: EvaluateConfig) -> int:
@@ -31,7 +33,15 @@ def run(options: EvaluateConfig) -> int:
     if path is None:
         print(f"This process's share is done. {options.output_dir} is complete once the others are.")
         return 0
-    _print(json.loads(path.read_text(encoding="utf-8")))
+    results = json.loads(path.read_text(encoding="utf-8"))
+    _print(results)
+    for model in results["models"]:
+        warn_of_unfinished(
+            model["num_unfinished"],
+            model["num_samples"],
+            f"samples of {model['name']} reached the limit and {_UNFINISHED[options.unfinished]}",
+            None if options.samples else options.max_completion_length,
+        )
     print(f"Results: {path}, with rows per problem next to it")
     return 0
 

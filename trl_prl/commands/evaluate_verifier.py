@@ -23,7 +23,7 @@ from trl_prl.storage.row_values import read_labels, read_steps, read_text, row_p
 from trl_prl.verifier.evaluation import ScoredSolution, evaluate_verifier
 from trl_prl.verifier.formats import add_separator
 from trl_prl.verifier.rows import is_finished
-from trl_prl.verifier.settings import collected_splitter
+from trl_prl.verifier.settings import collected_settings, collected_splitter, warn_of_training_prompts
 
 
 RESULTS_FILE = "verifier_evaluation.json"
@@ -151,6 +151,8 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
     verifier = load_verifier(options)
     prompt_format = options.prompts()
     warn_of_other_prompts(verifier, prompt_format.prompt_of(rows[0]), prompt_format)
+    collected = collected_settings(options.dataset) or {}
+    warn_of_training_prompts(verifier, collected.get("fingerprint"), options.dataset)
     if (splitter := collected_splitter(options.dataset)) is not None:
         warn_of_other_splitter(verifier, splitter)
     # A shell hands over a backslash and an n.
@@ -233,11 +235,14 @@ def _print(results: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    console = Console()
+    console.print(f"{escape(results['verifier'])} on {escape(results['dataset'])}", highlight=False, soft_wrap=True)
     shown = Table("metric", "value", "interval", box=box.SIMPLE_HEAD)
     for name, entry in results["metrics"].items():
-        ends = "{:.3f} to {:.3f}".format(*entry["interval"]) if "interval" in entry else ""
+        low, high = entry.get("interval", (0.0, 0.0))
+        # Where all draws are the same, resampling shows no spread.
+        ends = f"{low:.3f} to {high:.3f}" if low < high else "-"
         shown.add_row(name, f"{entry['value']:.3f}", ends)
-    console = Console()
     console.print(shown)
     for title, parts in [
         ("step", {part["position"]: part for part in results["positions"]}),
@@ -257,13 +262,21 @@ def _print(results: Mapping[str, Any]) -> None:
     console.print(
         f"{results['num_solutions']} solutions, {results['num_labels']} labelled steps"
         + (f", {n} more without a value (beyond its length, or unscorable)" if (n := results["num_unscored"]) else "")
-        + f". {_LABELS[results['labels']]} Threshold {threshold['value']:.3f}: {threshold['how']}.",
+        + f". {_LABELS[results['labels']]}"
+        # Nothing but first errors is found with it.
+        + (f" Threshold {threshold['value']:.3f}: {threshold['how']}." if "first_error" in results else ""),
         highlight=False,
     )
     if "progress_error" in results:
         console.print(
             f"The progress from step to step is off by {results['progress_error']:.2f} (root mean square, without the "
             "noise of the rollouts): what `trl-prl diagnose --verifier_error` asks for.",
+            highlight=False,
+        )
+    if "no_progress_error" in results:
+        console.print(
+            "The error of the progress from step to step, which `trl-prl diagnose --verifier_error` asks for, is not "
+            f"known: {results['no_progress_error']}.",
             highlight=False,
         )
 

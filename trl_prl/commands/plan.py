@@ -188,14 +188,14 @@ def run(options: Options) -> int:
         return 0
     console = Console()
     has_price = options.price_per_gpu_hour is not None
-    names = ["stage", "sampled", "read", "trained", "GPU hours", f"hours on {options.num_gpus}", "weights, GiB"]
+    names = ["stage", "sampled", "read", "trained", "GPU time", f"on {options.num_gpus} GPUs", "weights, GiB"]
     table = Table(*names, *(["price"] if has_price else []), box=None)
     for stage in found["stages"]:
         hours = stage["gpu_hours"]
-        tokens = [_millions(stage[f"{name}_tokens"]) for name in ("sampled", "read", "trained")]
+        tokens = [_tokens(stage[f"{name}_tokens"]) for name in ("sampled", "read", "trained")]
         weights = "\n".join(f"{name} {size:.1f}" for name, size in stage["resident"].items())
-        price = [f"{stage['price']:,.0f}"] if has_price else []
-        table.add_row(stage["name"], *tokens, f"{hours:.1f}", f"{hours / options.num_gpus:.1f}", weights, *price)
+        price = [_price(stage["price"])] if has_price else []
+        table.add_row(stage["name"], *tokens, _time(hours), _time(hours / options.num_gpus), weights, *price)
     console.print(table)
     lengths = found["lengths"]
     console.print(
@@ -209,5 +209,17 @@ def run(options: Options) -> int:
     return 0
 
 
-def _millions(tokens: int) -> str:
-    return f"{tokens / 1e6:,.1f} M" if tokens else "-"
+def _tokens(number: int) -> str:
+    size, unit = (1e6, "M") if number >= 1e6 else (1e3, "k")
+    return f"{number / size:,.1f} {unit}" if number else "-"
+
+
+def _time(hours: float) -> str:
+    """Hours, or what is left of them in a unit that shows some of it."""
+    units = {"h": 1.0, "min": 60.0, "s": 3600.0}
+    unit = next((unit for unit, number in units.items() if hours * number >= 1), None)
+    return f"{hours * units[unit]:,.1f} {unit}" if unit else "<1 s"
+
+
+def _price(price: float) -> str:
+    return f"{price:,.0f}" if price >= 100 else f"{price:.2f}" if price >= 0.01 else "<0.01"

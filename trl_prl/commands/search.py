@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from trl_prl.jobs.progress import Progress, ProgressBar, token_line
+from trl_prl.jobs.progress import Progress, ProgressBar, token_line, warn_of_unfinished
 from trl_prl.jobs.ray_engine import make_engine
 from trl_prl.search.config import SearchConfig
 
@@ -36,6 +36,13 @@ def run(options: SearchConfig) -> int:
         return 0
     results = json.loads(path.read_text(encoding="utf-8"))
     _print(results)
+    for point in results["curve"]:
+        warn_of_unfinished(
+            point["num_unanswered"],
+            point["num_problems"],
+            f"problems at n={point['n']} have no finished solution and count as wrong",
+            options.max_completion_length,
+        )
     scored, unscored = (sum(point[name] for point in results["curve"]) for name in ("num_scored", "num_unscored"))
     if unscored:
         print(

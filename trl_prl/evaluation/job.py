@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trl_prl.generation.rollouts import Problem
 from trl_prl.jobs.manifest import job_settings
 from trl_prl.jobs.options import Tools, process_device
 from trl_prl.jobs.problems import fingerprint, make_problem, select_problems
@@ -20,8 +19,9 @@ from trl_prl.prms.load import load_process_reward
 from trl_prl.prms.scoring import splitter_for
 from trl_prl.rewards.checks import warn_of_other_prompts
 from trl_prl.rewards.extraction import final_answer
-from trl_prl.rewards.timed import load_reward
+from trl_prl.rewards.outcomes import check_reward, load_reward
 from trl_prl.storage.row_sources import load_rows
+from trl_prl.verifier.settings import warn_of_training_prompts
 
 from .config import EvaluateConfig
 from .output import write_results
@@ -46,11 +46,15 @@ class Source:
         self.samples: list[list[dict[str, Any]]] | None = None
         if config.samples:
             self.problems, self.samples = read_samples(path, config)
+            for problem, row in zip(self.problems, self.samples, strict=True):
+                if any(sample.get("correct") is None for sample in row):
+                    check_reward(config.reward, {config.prompt_column, *problem.columns})
             pairs = zip(self.problems, self.samples, strict=True)
             self.fingerprint = fingerprint([problem.prompt, problem.columns, row] for problem, row in pairs)
             self.num_problems = len(self.problems)
             return
         self.dataset = select_problems(load_rows(config.dataset, config.dataset_config, config.dataset_split), config)
+        check_reward(config.reward, self.dataset.column_names)
         self.num_problems, self.fingerprint = len(self.dataset), fingerprint(self.dataset)
 
     def job(self) -> Job:
@@ -86,6 +90,8 @@ class EvaluationWorker:
         self.config, self.source = config, source
         self.tools = tools or Tools(config, source.path, config.num_checkers)
         self.verifiers, self._prompts_compared = list(_load_verifiers(config)), False
+        for _, verifier, _ in self.verifiers:
+            warn_of_training_prompts(verifier, source.fingerprint, config.dataset)
         pattern = config.answer_pattern
         self.extract_answer = final_answer if pattern is None else answer_pattern(pattern)
 
@@ -98,7 +104,6 @@ class EvaluationWorker:
             tools.count_samples(on_counts)
             problems = [make_problem(source.dataset, row, config, tools.tokenizer) for row in rows]
             samples = draw_samples(problems, tools.generator, replace(config.sampling(), n=config.n))
-        _check_columns(config, problems, samples)
         found = check_samples(
             problems,
             samples,
@@ -157,16 +162,6 @@ def evaluate(
     return write_results(
         config, {name: [row for unit in job.results() for row in unit["rows"]] for name, job in jobs.items()}
     )
-
-
-def _check_columns(config: EvaluateConfig, problems: list[Problem], samples: list[list[dict[str, Any]]]) -> None:
-    needed = [p for p, row in zip(problems, samples, strict=True) if any(s.get("correct") is None for s in row)]
-    if config.reward in ("accuracy", "exact_match") and any("answer" not in p.columns for p in needed):
-        columns = ", ".join(sorted({name for problem in needed for name in problem.columns})) or "none"
-        raise ValueError(
-            f"The problems have the columns {columns} and no 'answer', which the reward {config.reward!r} compares "
-            "with. Rename the column of right answers, or give another reward as 'module:function'."
-        )
 
 
 def _load_verifiers(config: EvaluateConfig) -> Iterator[tuple[str, Any, Any]]:

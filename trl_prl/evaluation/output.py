@@ -123,6 +123,9 @@ def _model_table(results: Mapping[str, Any]) -> TextTable:
         for way, words in (("wrong", "wrong"), ("exclude", "left out")):
             cells = [_cell(model["avg_by_unfinished"].get(way)) for model in models]
             lines.append([f"{main[0]}, unfinished {words}", *cells])
+        left = [model["avg_by_unfinished"].get("exclude", {}) for model in models]
+        for title, name in (("problems with a finished sample", "num_problems"), ("finished samples", "num_samples")):
+            lines.append([title, *(str(part.get(name, 0)) for part in left)])
     for column in dict.fromkeys(column for model in models for column in model["groups"]):
         groups = [model["groups"].get(column, {}) for model in models]
         for label in dict.fromkeys(label for group in groups for label in group):
@@ -148,8 +151,13 @@ def _model_table(results: Mapping[str, Any]) -> TextTable:
 def _cell(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return ""
-    low, high = estimate["interval"]
-    return f"{100 * estimate['value']:.1f} [{100 * low:.1f},{100 * high:.1f}]"
+    return f"{100 * estimate['value']:.1f} {_interval(estimate['interval'], '.1f')}"
+
+
+def _interval(ends: Sequence[float], form: str) -> str:
+    """Both ends in percent; a dash where all problems say the same, as resampling them then shows no spread."""
+    low, high = (100 * end for end in ends)
+    return f"[{low:{form}},{high:{form}}]" if low < high else "[-]"
 
 
 def _pair_table(results: Mapping[str, Any], before: str, after: str, num_pairs: int) -> TextTable:
@@ -157,10 +165,9 @@ def _pair_table(results: Mapping[str, Any], before: str, after: str, num_pairs: 
     lines = []
     for entry in results["comparisons"]:
         if (entry["before"], entry["after"]) == (before, after):
-            low, high = entry["interval"]
             test = {"mcnemar_exact": "McNemar"}.get(entry["test"], entry["test"])
             p_values = [entry["p_value"], *([entry["p_value_holm"]] if num_pairs > 1 else [])]
-            difference = f"{100 * entry['difference']:+.1f} [{100 * low:+.1f},{100 * high:+.1f}]"
+            difference = f"{100 * entry['difference']:+.1f} {_interval(entry['interval'], '+.1f')}"
             numbers = [f"{p_value:.3g}" for p_value in p_values]
             lines.append([entry["metric"], difference, *numbers, test, str(entry["num_problems"])])
     header = ["", "difference", "p", *(["p (Holm)"] if num_pairs > 1 else []), "test", "problems"]

@@ -195,12 +195,14 @@ def is_unfinished(sample: Mapping[str, Any]) -> bool:
 def _avg_by_unfinished(rows: Sequence[Row], params: SummaryParams) -> dict[str, Any]:
     """Mean accuracy with unfinished samples as wrong, and without them."""
     ways: dict[str, list[float | None]] = {"wrong": [], "exclude": []}
+    num_samples = {"wrong": 0, "exclude": 0}
     for row in rows:
         ended = [s["correct"] for s in row["samples"] if s["correct"] is not None and not is_unfinished(s)]
         num_cut = sum(map(is_unfinished, row["samples"]))
         for way, number in (("wrong", len(ended) + num_cut), ("exclude", len(ended))):
             ways[way].append(sum(ended) / number if number else None)
-    return _estimates(ways, params)
+            num_samples[way] += number
+    return {way: {**found, "num_samples": num_samples[way]} for way, found in _estimates(ways, params).items()}
 
 
 def _estimates(values: Mapping[str, Sequence[float | None]], params: SummaryParams) -> dict[str, Any]:

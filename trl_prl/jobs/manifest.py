@@ -11,19 +11,22 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trl_prl.storage.files import replace_file
 
 from .config import JobConfig
 from .masking import mask_secrets
 from .named_options import split_options
-from .shards import SHARDS
+from .shards import SHARDS, find_units
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+# Byte of a manifest that is locked by who opens it; those before are the claims of processes, by their numbers.
+_OPENING = 1 << 40
 
 # What is written for readers, and says nothing that a fingerprint does not say better.
 _NOT_COMPARED = frozenset({"dataset"})
@@ -127,7 +130,8 @@ def open_manifest(
 ) -> dict[str, Any]:
     """Begin a job in a folder, or make sure that the one begun there is the same.
 
-    Several processes may call this at once: the first one writes the manifest.
+    Several processes may call this at once: the first one writes the manifest. A job of which no unit is finished, and
+    on which nobody works, gives way to one with other settings.
 
     Args:
         folder (`Path`):
@@ -154,12 +158,19 @@ def open_manifest(
             )
         # Where another process was first, what it wrote is compared.
         with suppress(FileExistsError), replace_file(path, private=True, overwrite=False) as file:
-            file.write(json.dumps(wanted, indent=1, sort_keys=True).encode())
-    begun = _read(path)
-    known = json.loads(json.dumps({name: default for name, default in (defaults or {}).items() if name in wanted}))
-    begun = {**known, **begun}
-    free = _NOT_COMPARED | {name.removesuffix("_files") for name in {*wanted} & {*begun} if name.endswith("_files")}
-    different = sorted(name for name in {*begun, *wanted} - free if begun.get(name) != wanted.get(name))
+            file.write(_encode(wanted))
+    with path.open("r+b") as file:
+        # Waits for others who open the job, so that each sees what the one before has left there.
+        can_lock = _lock(folder, file, fcntl.LOCK_EX, _OPENING)
+        begun = _read(path, file)
+        known = json.loads(json.dumps({name: default for name, default in (defaults or {}).items() if name in wanted}))
+        begun = {**known, **begun}
+        different = _different(begun, wanted)
+        if different and can_lock and _is_unworked(folder, file):
+            # In place, as claims are locks on this file.
+            file.seek(0)
+            file.write(_encode(wanted).ljust(path.stat().st_size))
+            begun, different = wanted, []
     if different:
         changes = ", ".join(f"{name}: {begun.get(name)!r} there, {wanted.get(name)!r} now" for name in different)
         raise ValueError(
@@ -170,9 +181,18 @@ def open_manifest(
     return begun
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _different(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    free = _NOT_COMPARED | {name.removesuffix("_files") for name in {*wanted} & {*begun} if name.endswith("_files")}
+    return sorted(name for name in {*begun, *wanted} - free if begun.get(name) != wanted.get(name))
+
+
+def _encode(settings: Mapping[str, Any]) -> bytes:
+    return json.dumps(settings, indent=1, sort_keys=True).encode()
+
+
+def _read(path: Path, file: BinaryIO) -> dict[str, Any]:
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = json.load(file)
     except (ValueError, RecursionError) as error:
         begun = error
     if not isinstance(begun, dict):
@@ -184,8 +204,33 @@ def _read(path: Path) -> dict[str, Any]:
     return begun
 
 
+def _is_unworked(folder: Path, file: BinaryIO) -> bool:
+    """Whether a job has neither a finished unit nor a process at work, so that nothing of it is lost."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _OPENING)
+    except OSError:
+        return False
+    return not find_units(folder)
+
+
+def _lock(folder: Path, file: BinaryIO, how: int, place: int) -> bool:
+    """Lock one byte of a manifest, until the file is closed; say whether files can be locked there."""
+    try:
+        fcntl.lockf(file, how, 1, place)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError from error
+        logger.warning(
+            "%s lies where files cannot be locked (%s): two processes of one number would not be noticed.",
+            folder,
+            error.strerror,
+        )
+        return False
+    return True
+
+
 @contextmanager
-def claim_share(folder: Path, process_index: int) -> Iterator[None]:
+def claim_share(folder: Path, process_index: int, begun: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Keep a second process with the same number away from a job, until the block ends or this process does.
 
     The claim is a lock on one byte of the manifest, so that nothing is left behind by a kill.
@@ -195,22 +240,24 @@ def claim_share(folder: Path, process_index: int) -> Iterator[None]:
             Folder of the job, with its manifest.
         process_index (`int`):
             Number of this process.
+        begun (`Mapping[str, Any]`, *optional*):
+            What [`open_manifest`] returned, which must be there still.
 
     Raises:
-        `ValueError`: When another process has it.
+        `ValueError`: When another process has it, or has put another job there.
     """
-    with (folder / MANIFEST).open("r+b") as file:
+    path = folder / MANIFEST
+    with path.open("r+b") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, process_index)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(
-                    f"Another process works as number {process_index} on the job in {folder}, so both would compute "
-                    "the same. Wait for it, or share the job: --num_processes 2 --process_index 1 (0 for the other)."
-                ) from error
-            logger.warning(
-                "%s lies where files cannot be locked (%s): two processes of one number would not be noticed.",
-                folder,
-                error.strerror,
+            _lock(folder, file, fcntl.LOCK_EX | fcntl.LOCK_NB, process_index)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another process works as number {process_index} on the job in {folder}, so both would compute "
+                "the same. Wait for it, or share the job: --num_processes 2 --process_index 1 (0 for the other)."
+            ) from error
+        if begun is not None and {**begun, **_read(path, file)} != begun:
+            raise ValueError(
+                f"Another process has begun a job with other settings in {folder} at this moment, and rows of two "
+                "jobs do not mix. Use another folder."
             )
         yield

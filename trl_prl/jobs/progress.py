@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+# From this share on, a result is of the problems that are solved within the limit, and no longer of all.
+MANY_UNFINISHED = 0.1
 
 
 @dataclass(frozen=True)
@@ -214,3 +219,21 @@ class ProgressBar:
         if is_end or progress.name != last_name or now - last_time >= self.seconds_between_lines:
             self._last = progress.name, now
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn_of_unfinished(num_unfinished: int, number: int, what: str, limit: int | None) -> None:
+    """Say on stderr that the length limit decides a result, where it cut off many.
+
+    Args:
+        num_unfinished (`int`):
+            How many it cut off.
+        number (`int`):
+            Of how many.
+        what (`str`):
+            What was cut off, and what that does to the result.
+        limit (`int`, *optional*):
+            The limit, if it is an option of the command.
+    """
+    if num_unfinished > MANY_UNFINISHED * number:
+        raise_it = "Raise their limit" if limit is None else f"Raise --max_completion_length ({limit})"
+        print(f"Warning: {num_unfinished:,} of {number:,} {what}. {raise_it}, and begin anew.", file=sys.stderr)

@@ -150,9 +150,9 @@ class Job:
         Raises:
             `ValueError`: When the folder holds a job with other settings, or another process works on this share.
         """
-        open_manifest(self.folder, self.settings, self.defaults)
+        begun = open_manifest(self.folder, self.settings, self.defaults)
         index, number = self.process
-        with claim_share(self.folder, index):
+        with claim_share(self.folder, index, begun):
             done = find_units(self.folder)
             share = {unit: self.rows_of(unit) for unit in range(index, self.num_units, number)}
             pending = {unit: rows for unit, rows in share.items() if unit not in done}

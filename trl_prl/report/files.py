@@ -210,7 +210,8 @@ def _interval(row: Mapping[str, Any]) -> dict[str, str]:
     interval = row.get("interval")
     if not isinstance(interval, Sequence) or len(interval) != 2 or None in map(number, interval):
         return {}
-    return {"interval": f"{interval[0]:.3f} to {interval[1]:.3f}"}
+    # Where all problems say the same, resampling them shows no spread.
+    return {"interval": f"{interval[0]:.3f} to {interval[1]:.3f}" if interval[0] < interval[1] else "-"}
 
 
 def search_points(data: Mapping[str, Any], label: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import math
 import os
 import reprlib
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +34,27 @@ def load_reward(name: str) -> OutcomeReward:
         `ValueError`: When there is no such function.
     """
     return import_object(OWN_REWARDS.get(name, name), "reward", "'accuracy', 'exact_match' or ")
+
+
+def check_reward(name: str, columns: Iterable[str]) -> None:
+    """Refuse, before anything is sampled, an outcome reward that cannot be imported or has nothing to compare with.
+
+    Args:
+        name (`str`):
+            As for [`load_reward`].
+        columns (`Iterable[str]`):
+            Columns of the problems. A reward of one's own reads whatever it names.
+
+    Raises:
+        `ValueError`: When there is no such reward, or no column that it reads.
+    """
+    load_reward(name)
+    if name in OWN_REWARDS and "answer" not in (found := sorted(columns)):
+        raise ValueError(
+            f"The problems have no column 'answer', which the reward {name!r} compares with, only "
+            f"{', '.join(map(repr, found))}. Rename the column of right answers, or give a reward of your own as "
+            "--reward module:function."
+        )
 
 
 def import_object(name: str, what: str, others: str = "") -> Any:

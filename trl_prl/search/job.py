@@ -12,8 +12,9 @@ from trl_prl.jobs.options import Tools
 from trl_prl.jobs.problems import fingerprint, make_problem, select_problems
 from trl_prl.jobs.progress import OnProgress
 from trl_prl.jobs.runner import Engine, Job, OnCounts, Worker, run_here
-from trl_prl.rewards.timed import load_reward
+from trl_prl.rewards.outcomes import check_reward
 from trl_prl.steps.split import get_splitter
+from trl_prl.verifier.settings import warn_of_training_prompts
 
 from .config import SearchConfig
 from .output import write_results
@@ -35,6 +36,8 @@ class SearchWorker:
     def __init__(self, config: SearchConfig, dataset: Any, tools: Tools | None = None) -> None:
         self.config, self.dataset, self.tools = config, dataset, tools or Tools(config)
         self.searcher = Searcher(config, self.tools.tokenizer, self.tools.generator, self.tools.reward)
+        for process_reward in self.searcher.process_rewards():
+            warn_of_training_prompts(process_reward, fingerprint(dataset), config.dataset)
 
     def compute(self, rows: range, on_counts: OnCounts) -> dict[str, Any]:
         """Search a unit of problems at every n."""
@@ -85,11 +88,11 @@ def run_search(
         `ValueError`: When the folder holds a job with other settings or the data set does not fit.
     """
     dataset = select_problems(dataset, config)
-    # What cannot be made must not leave a folder that no corrected job can use.
+    # What cannot be made is said before anything is begun.
     get_splitter(config.splitter, step_length=config.step_length)
     load_answer_function(config.answer)
     if make_worker is None:
-        load_reward(config.reward)
+        check_reward(config.reward, dataset.column_names)
         make_worker = partial(SearchWorker, config, dataset)
     settings = job_settings(config, num_problems=len(dataset), fingerprint=fingerprint(dataset))
     job = Job(

@@ -64,11 +64,12 @@ class Searcher:
                 rank_by=config.rank_by,
                 initial_value=config.initial_value,
             )
-            for process_reward in self._process_rewards():
+            for process_reward in self.process_rewards():
                 warn_of_other_splitter(process_reward, self.setting["splitter"])
             warn_of_second_best_of_k(self.effective.prover, config.best_of_k)
 
-    def _process_rewards(self) -> list[ProcessReward]:
+    def process_rewards(self) -> list[ProcessReward]:
+        """What scores the steps, in this process."""
         found = (self.effective.values, self.effective.advantages) if self.effective else ()
         return [process_reward for process_reward in found if process_reward is not None]
 
@@ -83,7 +84,7 @@ class Searcher:
             `list[dict]`: One row per problem, with a run for every n, as `docs/search.md` describes it.
         """
         if not self._prompts_compared:
-            for process_reward in self._process_rewards():
+            for process_reward in self.process_rewards():
                 warn_of_other_prompts(process_reward, problems[0].prompt, self.config.prompts())
             self._prompts_compared = True
         sizes = sorted(self.config.n)

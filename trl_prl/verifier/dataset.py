@@ -29,7 +29,7 @@ PREPARED = Features(
         "positions": List(Value("int32")),
         "labels": List(Value("float32")),
         "length": Value("int32"),
-        "num_truncated": Value("int32"),
+        "num_cut_labels": Value("int32"),
         # `RewardTrainer` takes a data set with these two as tokenised, and leaves it alone.
         "chosen_ids": List(Value("int32")),
         "rejected_ids": List(Value("int32")),
@@ -82,26 +82,24 @@ def prepare_stepwise_dataset(
         kept = prepared.filter(has_labels, num_proc=args.dataset_num_proc, desc=f"Dropping unlabelled {name} rows")
     if not len(kept):
         raise ValueError(
-            f"None of the {len(prepared)} rows of the {name} data set has a labelled step within {args.max_length} "
-            "tokens, so there is nothing to learn from. Give labels between 0 and 1, or raise `max_length`."
+            f"None of the {len(prepared)} rows of the {name} data set has a label to learn from: "
+            f"{', '.join(_losses(prepared, args))}. Give labels between 0 and 1, or raise `max_length`."
         )
-    _warn_of_losses(prepared, kept, args, name)
+    if losses := _losses(prepared, args):
+        logger.warning("%s data set, %d rows: %s are left out.", name, len(prepared), ", ".join(losses))
     return kept
 
 
-def _warn_of_losses(prepared: Dataset, kept: Dataset, args: PAVRewardConfig, name: str) -> None:
-    """Say what was left out."""
-    num_dropped, num_truncated = len(prepared) - len(kept), sum(prepared["num_truncated"])
-    if num_dropped or num_truncated:
-        logger.warning(
-            "%s data set: %d of %d rows dropped, which have no labelled step within %s tokens; %d steps beyond that "
-            "length are left out.",
-            name,
-            num_dropped,
-            len(prepared),
-            args.max_length,
-            num_truncated,
-        )
+def _losses(prepared: Dataset, args: PAVRewardConfig) -> list[str]:
+    """What has no label: rows that never had one, and what the length took."""
+    rows = [(has_labels(row), row["num_cut_labels"]) for row in prepared.select_columns(["labels", "num_cut_labels"])]
+    beyond = f"beyond {args.max_length} tokens"
+    losses = {
+        "rows without any label (null, as of steps whose rollouts did not count)": rows.count((False, 0)),
+        f"rows with labels only {beyond}": sum(not kept and num_cut > 0 for kept, num_cut in rows),
+        f"labels {beyond} in other rows": sum(num_cut for kept, num_cut in rows if kept),
+    }
+    return [f"{number} {what}" for what, number in losses.items() if number]
 
 
 def prepare_eval_dataset(eval_dataset: Any, tokenizer: Any, args: PAVRewardConfig) -> Any:
@@ -146,13 +144,13 @@ def prepare_row(row: dict[str, Any], index: int, tokenizer: Any, args: Any, name
         tokens = tokenize_stepwise(tokenizer, prompt, steps, args.settings, _pieces_of(tokenizer), finished)
     except (ValueError, TypeError) as error:
         raise ValueError(f"Row {index} of the {name} data set cannot be used: {error}") from error
-    at_positions = zip(tokens.positions, initial + labels, strict=True)
+    at_positions = list(zip(tokens.positions, initial + labels, strict=True))
     return {
         "input_ids": tokens.input_ids,
         "positions": tokens.positions,
         "labels": [math.nan if position < 0 else label for position, label in at_positions],
         "length": len(tokens.input_ids),
-        "num_truncated": tokens.num_truncated,
+        "num_cut_labels": sum(position < 0 and not math.isnan(label) for position, label in at_positions),
         "chosen_ids": [],
         "rejected_ids": [],
     }

@@ -88,8 +88,9 @@ def evaluate_verifier(
         `dict`: `num_solutions`, `num_steps`, `num_labels`, `num_unscored` (labelled steps without a value, left out);
         `labels`, their kind, see [`label_kind`]; `threshold` with `value`, `how`, `num_solutions_tuned_on`; `metrics`,
         each with `value` and, where it can be drawn, `interval`; `first_error` at the threshold and
-        `first_error_at_0.5`, of hard labels; `progress_error`, of shares of rollouts; `bins` of the calibration curve;
-        `positions`; and `groups`. What cannot be computed is left out.
+        `first_error_at_0.5`, of hard labels; `progress_error`, of shares of rollouts, or why it is not known as
+        `no_progress_error`; `bins` of the calibration curve; `positions`; and `groups`. What cannot be computed is
+        left out.
 
     Raises:
         `ValueError`: If the fraction or a label is out of range, labels outnumber steps, or nothing has both value and
@@ -248,15 +249,23 @@ def _with_intervals(parts: _Parts, groups: Sequence[int], confidence: float, see
     }
 
 
-def _progress_error(parts: _Parts, solutions: Sequence[ScoredSolution]) -> dict[str, float]:
-    """The error of the progress, where rows have counts of rollouts."""
+def _progress_error(parts: _Parts, solutions: Sequence[ScoredSolution]) -> dict[str, float | str]:
+    """The error of the progress of collected values, or why there is none."""
+    if parts.kind != "monte_carlo":
+        return {}
     counts = np.full(parts.values.shape, np.nan)
     for i, solution in enumerate(solutions):
         numbers = solution.columns.get("num_rollouts") or []
         counts[i, : len(numbers)] = numbers
     error = progress_error(parts.values, parts.labels, counts)
-    # Below the noise of the rollouts nothing can be said of it.
-    return {"progress_error": error} if error > 0 else {}
+    if error > 0:
+        return {"progress_error": error}
+    if np.isnan(counts).all():
+        return {"no_progress_error": "the rows have no 'num_rollouts', without which noise cannot be told apart"}
+    if error == 0:
+        return {"no_progress_error": "it is below the noise of the rollouts; collect more of them (--n_mc)"}
+    reason = "no two steps in a row have labels of two rollouts or more; collect more (--n_mc), or longer ones"
+    return {"no_progress_error": f"{reason} (--max_completion_length)"}
 
 
 def _by_group(parts: _Parts, solutions: Sequence[ScoredSolution], column: str) -> dict[str, Any]:

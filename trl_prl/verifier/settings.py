@@ -125,13 +125,17 @@ class VerifierSettings:
             reason = f"all labels it could be fitted to are {known[0]:g}, so its values would become constant"
         elif 0 < len(known) < MIN_CALIBRATION_LABELS:
             reason = f"there are {len(known)} labels to fit to, and two numbers need {MIN_CALIBRATION_LABELS} or more"
-        # The loss is convex: its slope has the sign of this covariance.
-        elif len(known) and np.mean((scores - scores.mean()) * (known - known.mean())) <= 0:
-            reason = "its values do not rise with the labels, and calibration keeps their order"
+        # The loss is convex: its slope has the sign of the covariance.
+        elif len(known) and (correlation := _correlation(scores, known)) <= 0:
+            reason = (
+                f"its logits do not rise with the labels (their correlation is {correlation:.2f} over {len(known)} "
+                "labels, of prompts too where they have some; AUROC is of steps alone), and calibration keeps their "
+                "order"
+            )
         if reason is not None:
             logger.warning(
-                "The verifier was not calibrated: %s. Hold out more rows, right and wrong steps among them, and see "
-                "whether it tells them apart (its AUROC).",
+                "The verifier was not calibrated: %s. Hold out more rows, with right and wrong steps among them, or "
+                "train it for longer.",
                 reason,
             )
             return self
@@ -150,6 +154,13 @@ class VerifierSettings:
         if isinstance(given.get("prompts"), Mapping):
             given["prompts"] = PromptFormat.from_dict(given["prompts"])
         return cls(**given)
+
+
+def _correlation(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
+    """Correlation of scores and labels, which are not all equal; 0 where the scores are."""
+    scores, labels = scores - scores.mean(), labels - labels.mean()
+    covariance = np.mean(scores * labels)
+    return float(covariance / (scores.std() * labels.std())) if covariance else 0.0
 
 
 def collected_settings(path: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -200,6 +211,26 @@ def collected_splitter(path: str) -> StepSplitter | None:
     from trl_prl.steps.split import get_splitter  # imports torch, which `--help` can do without
 
     return get_splitter(name, step_length=collected.get("step_length", 256))
+
+
+def warn_of_training_prompts(verifier: Any, fingerprint: str | None, where: str) -> None:
+    """Warn about a verifier that is judged on the prompts it was trained on.
+
+    Args:
+        verifier (`ProcessReward`):
+            The verifier; a process reward that stores nothing about its data is fine.
+        fingerprint (`str`, *optional*):
+            Checksum of the prompts, as a collection has it in its settings.
+        where (`str`):
+            What holds them.
+    """
+    collected = getattr(getattr(verifier, "settings", None), "collected", None) or {}
+    if fingerprint is not None and collected.get("fingerprint") == fingerprint:
+        logger.warning(
+            "The verifier was trained on the prompts of '%s', so numbers on them flatter it. Give prompts that were "
+            "held out from its training.",
+            where,
+        )
 
 
 def follow_collection(args: Any, path: str) -> None:

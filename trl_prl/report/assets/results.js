@@ -1,6 +1,6 @@
 // Evaluations, calibration of verifiers, diagnosis of provers, other files; and what starts the page.
 
-const withInterval = (found, format = num) => (!found || !isNumber(found.value) ? "–" : isNumber(found.low) ? `${format(found.value)} (${format(found.low)} to ${format(found.high)})` : format(found.value));
+const withInterval = (found, format = num) => (!found || !isNumber(found.value) ? "–" : isNumber(found.low) && found.low !== found.high ? `${format(found.value)} (${format(found.low)} to ${format(found.high)})` : format(found.value));
 const NAMES = { auroc: "AUROC", ece: "calibration error (ECE)", brier: "Brier score", p_value_holm: "p value (Holm)", mcnemar_exact: "McNemar, exact" };
 const words = (name) => NAMES[name] || name.replace(/^by_/, "by ").replace(/^num_/, "").replace(/_/g, " ");
 // What counts something has no decimals.
