@@ -2,8 +2,8 @@
 
     python tests/benchmarks/path_verifier.py --work runs/path_verifier --output docs/figures/path_verifier.json
 
-Each strategy says whose rollouts value the prefixes of how many solutions how often; all but the one with fewer
-problems draw about the same number of rollouts. Verifiers start from the policy's weights, or from scratch. They are
+Each strategy says whose rollouts value the prefixes of how many solutions how often; all draw about the same number of
+rollouts. Verifiers start from the policy's weights, or from scratch. They are
 judged on solutions of the base policy to held-out problems: whether progress tells a step towards the goal from one
 that leads away or is impossible (AUROC), and how well values rank prefixes by the success of 256 further rollouts of
 the base policy (Spearman, over prefixes that can still succeed). Everything that is finished is kept, and
@@ -68,11 +68,10 @@ STRATEGIES = (
     Strategy(8, 2, temperature=0.3),
     Strategy(8, 2),
     Strategy(8, 2, temperature=0.3, steps=500),
-    Strategy(1, 16, temperature=0.3),
-    Strategy(4, 4, best_of_k=4),  # without bias from K rollouts or more
-    Strategy(32, 2, temperature=0.3, problems=279),
-    Strategy(8, 2, temperature=0.3, from_scratch=True),
     Strategy(8, 2, temperature=0.3, steps=4000),
+    Strategy(8, 2, temperature=0.3, from_scratch=True),
+    Strategy(4, 4, best_of_k=4),  # without bias from K rollouts or more
+    Strategy(1, 16, temperature=0.3),
 )
 
 
