@@ -126,7 +126,7 @@ class VerifierSettings:
         elif 0 < len(known) < MIN_CALIBRATION_LABELS:
             reason = f"there are {len(known)} labels to fit to, and two numbers need {MIN_CALIBRATION_LABELS} or more"
         # The loss is convex: its slope has the sign of the covariance.
-        elif len(known) and (correlation := _correlation(scores, known)) <= 0:
+        elif len(known) and (correlation := np.corrcoef(scores, known)[0, 1] if np.ptp(scores) else 0.0) <= 0:
             reason = (
                 f"its logits do not rise with the labels (their correlation is {correlation:.2f} over {len(known)} "
                 "labels, of prompts too where they have some; AUROC is of steps alone), and calibration keeps their "
@@ -154,13 +154,6 @@ class VerifierSettings:
         if isinstance(given.get("prompts"), Mapping):
             given["prompts"] = PromptFormat.from_dict(given["prompts"])
         return cls(**given)
-
-
-def _correlation(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
-    """Correlation of scores and labels, which are not all equal; 0 where the scores are."""
-    scores, labels = scores - scores.mean(), labels - labels.mean()
-    covariance = np.mean(scores * labels)
-    return float(covariance / (scores.std() * labels.std())) if covariance else 0.0
 
 
 def collected_settings(path: str, revision: str | None = None) -> dict[str, Any] | None:
