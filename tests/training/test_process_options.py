@@ -325,6 +325,10 @@ def test_a_run_says_where_it_comes_from_and_hears_of_other_prompts(
     found = json.loads((tmp_path / "process" / "run.json").read_text())["sources"]
     assert (found["process_reward"], found["dataset"]) == ("scorer", "mine.jsonl")
     assert found["prompts"]["prompt_template"] == "Q: {prompt}"
+    trainer.create_model_card(model_name="x")
+    card = (tmp_path / "README.md").read_text()
+    for row in ("| process_reward | scorer |", "| dataset | mine.jsonl |", "prompt_template='Q: {prompt}'"):
+        assert card.count(row) == 1
 
 
 @both

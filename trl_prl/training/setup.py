@@ -260,7 +260,7 @@ def write_card(trainer: Any) -> None:
     path = Path(str(trainer.args.output_dir)) / "README.md"
     settings = without_unset(trainer.process_settings()) | {
         "outcome rewards": ", ".join(trainer.reward_func_names),
-        "prompts": len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "a stream",
+        "number of prompts": len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "a stream",
         "optimizer steps": trainer.state.global_step,
         "trl_prl": package_versions().get("trl-prl"),
     }
