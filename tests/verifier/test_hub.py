@@ -113,7 +113,7 @@ def test_a_pushed_policy_says_how_it_was_made(hub: LocalHub, tmp_path: Path) -> 
     card = RepoCard(hub.files("model", "me/my-policy")["README.md"].decode())
     assert {"pav", "trl-prl"} <= set(card.data.tags)
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card.content, re.MULTILINE))
-    assert (rows["alpha"], rows["optimizer steps"], rows["prompts"]) == ("0.7", "2", "8")
+    assert (rows["alpha"], rows["optimizer steps"], rows["number of prompts"]) == ("0.7", "2", "8")
     assert rows["prover"] == trainer.process_reward.settings.prover
     assert rows["outcome rewards"] == "arithmetic_reward"
     assert "newline" in rows["step splitter"] or "\\n" in rows["step splitter"]
