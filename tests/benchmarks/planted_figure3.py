@@ -16,56 +16,26 @@ from typing import Any
 
 import torch
 from common import Results, machine_text, spread, table
-from planted_samples import StopAtAccuracy, sample_planted
+from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, ratio_text, sample_planted, steps_text
 
-from trl_prl.demo.planted_policy import build_base_policy
 from trl_prl.demo.planted_training import train_planted
 from trl_prl.demo.training import steps_to_accuracy
 from trl_prl.metrics.sampling_estimates import pass_at_k
 from trl_prl.report.plots import draw_curves, new_figure, save
 
 
-REWARDS = {"effective reward": 1.0, "outcome only": 0.0}
 GAMMAS = (1.0, 3.0, 5.0, 8.0, 10.0, 15.0, 30.0, 100.0, 1000.0)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
-THRESHOLD = 0.9
 GOOD_ENOUGH = partial(StopAtAccuracy, 0.97)
 
 
-def steps_text(steps: list[int | None], limit: int) -> str:
-    reached = [step for step in steps if step is not None]
-    if not reached:
-        return f"never in {limit}"
-    text = f"{statistics.fmean(reached):.0f} ({min(reached)} to {max(reached)})"
-    return (
-        text
-        if len(reached) == len(steps)
-        else f"{text}, {len(steps) - len(reached)} of {len(steps)} seeds not in {limit}"
-    )
-
-
-def ratio_text(slow: list[int | None], fast: list[int | None], limit: int) -> str:
-    # A run that never got there counts with the limit, so the ratio is a lower bound.
-    ratios = [(a or limit) / b for a, b in zip(slow, fast, strict=True) if b is not None]
-    bound = "at least " if None in slow else ""
-    return f"{bound}{spread(ratios)}"
-
-
-def run(
-    results: Results, seeds: range, base_iterations: tuple[int, ...], shown: tuple[int, ...], limit: int
-) -> tuple[str, dict[str, Any]]:
+def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit: int) -> tuple[str, dict[str, Any]]:
     curves: dict[str, Any] = {}
-    ratios: dict[str, Any] = {"success": [], "slow": [], "fast": []}
     rows = []
     for iterations in base_iterations:
-        success = []
-        for seed in seeds:
-
-            def base_accuracy(seed: int = seed, iterations: int = iterations) -> float:
-                samples = sample_planted(build_base_policy(seed, num_iterations=iterations), 32768)
-                return sum(samples) / len(samples)
-
-            success.append(results.get(f"base {iterations} seed {seed}", base_accuracy))
+        success = [
+            results.get(f"base {iterations} seed {seed}", partial(base_accuracy, seed, iterations)) for seed in seeds
+        ]
         steps: dict[str, list[int | None]] = {}
         for name, alpha in REWARDS.items():
             runs = [
@@ -80,11 +50,7 @@ def run(
                 for seed in seeds
             ]
             steps[name] = [steps_to_accuracy(accuracies, THRESHOLD) for accuracies in runs]
-            if iterations in shown:
-                curves[f"{name}, base of {iterations}"] = runs
-        ratios["success"].append(statistics.fmean(success))
-        for kind, name in (("slow", "outcome only"), ("fast", "effective reward")):
-            ratios[kind].append([step or limit for step in steps[name]])
+            curves[f"{name}, base of {iterations}"] = runs
         rows.append(
             [
                 iterations,
@@ -99,7 +65,7 @@ def run(
 
     strengths: dict[str, Any] = {}
     rows = [[f"{gamma:g}"] for gamma in GAMMAS]
-    for iterations in shown:
+    for iterations in base_iterations:
         columns = []
         for gamma, row in zip(GAMMAS, rows, strict=True):
             runs = [
@@ -122,7 +88,7 @@ def run(
             columns.append([step or 200 for step in reached])
             row.append(steps_text(reached, 200))
         strengths[f"base of {iterations}"] = list(map(list, zip(*columns, strict=True)))
-    header = ["gamma", *(f"base policy of {iterations} iterations" for iterations in shown)]
+    header = ["gamma", *(f"base policy of {iterations} iterations" for iterations in base_iterations)]
     text += f"(b) Optimizer steps to {100 * THRESHOLD:.0f} % accuracy by prover strength\n\n{table(header, rows)}\n"
 
     passes: dict[str, list[list[float]]] = {}
@@ -137,11 +103,11 @@ def run(
     rows = [[name, *(spread([100 * run[i] for run in runs]) for i in (0, 3, 5, 7))] for name, runs in passes.items()]
     text += "(c) pass@N in % after 20 optimizer steps, 4096 samples, unbiased estimator\n\n"
     text += table(["reward", *(f"N = {SAMPLES[i]}" for i in (0, 3, 5, 7))], rows)
-    return text, {"curves": curves, "ratios": ratios, "strengths": strengths, "passes": passes}
+    return text, {"curves": curves, "strengths": strengths, "passes": passes}
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    figure, (a, d, b, c) = new_figure(4, width=4.5)
+    figure, (a, b, c) = new_figure(3, width=4.5)
     longest = max(len(run) for runs in figures["curves"].values() for run in runs)
     padded = {
         name: [[100 * v for v in run] + [100 * statistics.fmean(run[-5:])] * (longest - len(run)) for run in runs]
@@ -149,17 +115,6 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     }
     draw_curves(a, padded, window=5)
     a.set(title="(a) learning curves", xlabel="optimizer step", ylabel="accuracy, %", xscale="log", xlim=(5, None))
-    found = figures["ratios"]
-    success = [100 * share for share in found["success"]]
-    ratios = [
-        [s / f for s, f in zip(slow, fast, strict=True)]
-        for slow, fast in zip(found["slow"], found["fast"], strict=True)
-    ]
-    draw_curves(d, {"outcome only / effective": list(map(list, zip(*ratios, strict=True)))}, x=success)
-    d.axhline(10, color="#999999", linestyle=":", label="the paper's")
-    d.legend(frameon=False, fontsize=8)
-    d.set(title="(a) the rarer, the more", xlabel="success of the base policy, %", ylabel="ratio of optimizer steps")
-    d.set(xscale="log", yscale="log")
     draw_curves(b, figures["strengths"], x=GAMMAS)
     b.set(title="(b) prover strength", xlabel="gamma", ylabel="optimizer steps to 90 %", xscale="log")
     draw_curves(
@@ -173,15 +128,14 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--base-iterations", type=int, nargs="+", default=[60, 50, 40, 30, 20, 10])
-    parser.add_argument("--shown", type=int, nargs="+", default=[50, 10], help="base policies of the other figures")
+    parser.add_argument("--base-iterations", type=int, nargs="+", default=[50, 10])
     parser.add_argument("--limit", type=int, default=1500, help="longest run of (a), in optimizer steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("docs/figures/planted.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = Results(args.output)
-    text, figures = run(results, range(args.seeds), tuple(args.base_iterations), tuple(args.shown), args.limit)
+    text, figures = run(results, range(args.seeds), tuple(args.base_iterations), args.limit)
     text += f"\n{args.seeds} seeds, mean (lowest to highest); {machine_text(results.data['machine'])}\n"
     args.output.with_suffix(".md").write_text(text)
     draw(figures, args.output.with_suffix(".png"))

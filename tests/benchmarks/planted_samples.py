@@ -1,17 +1,23 @@
-"""What the benchmarks on the planted task share: samples of a policy, and an end to training that is good enough."""
+"""What the benchmarks on the planted task share: samples of a policy, an end to training, its steps in words."""
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from typing import Any
 
 import torch
+from common import spread
 from torch import Tensor
 from transformers import GenerationConfig, TrainerCallback
 
 from trl_prl.demo.planted import planted_reward
-from trl_prl.demo.planted_policy import build_planted_tokenizer
+from trl_prl.demo.planted_policy import build_base_policy, build_planted_tokenizer
 from trl_prl.demo.training import WINDOW
+
+
+REWARDS = {"effective reward": 1.0, "outcome only": 0.0}
+THRESHOLD = 0.9
 
 
 class StopAtAccuracy(TrainerCallback):
@@ -71,3 +77,28 @@ def sample_planted_tokens(model: Any, num_samples: int, seed: int = 0) -> Tensor
             input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config
         )
     return output[:, 1:]
+
+
+def base_accuracy(seed: int, iterations: int) -> float:
+    """Success of a base policy of so many supervised iterations, from 32,768 samples."""
+    samples = sample_planted(build_base_policy(seed, num_iterations=iterations), 32768)
+    return sum(samples) / len(samples)
+
+
+def steps_text(steps: list[int | None], limit: int) -> str:
+    reached = [step for step in steps if step is not None]
+    if not reached:
+        return f"never in {limit}"
+    text = f"{statistics.fmean(reached):.0f} ({min(reached)} to {max(reached)})"
+    return (
+        text
+        if len(reached) == len(steps)
+        else f"{text}, {len(steps) - len(reached)} of {len(steps)} seeds not in {limit}"
+    )
+
+
+def ratio_text(slow: list[int | None], fast: list[int | None], limit: int) -> str:
+    # A run that never got there counts with the limit, so the ratio is a lower bound.
+    ratios = [(a or limit) / b for a, b in zip(slow, fast, strict=True) if b is not None]
+    bound = "at least " if None in slow else ""
+    return f"{bound}{spread(ratios)}"

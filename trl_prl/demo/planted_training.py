@@ -55,6 +55,7 @@ def train_planted(
     gamma: float = 10.0,
     max_steps: int = 100,
     base_iterations: int = 50,
+    learning_rate: float = 1e-3,
     on_step: OnStep | None = None,
     output_dir: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -75,6 +76,8 @@ def train_planted(
             Optimizer steps.
         base_iterations (`int`, *optional*, defaults to `50`):
             Supervised iterations of the base policy. Fewer make success rarer.
+        learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Learning rate of Adam, the paper's by default.
         on_step (`Callable`, *optional*):
             Called with every optimizer step's number and metrics.
         output_dir (`Path`, *optional*):
@@ -88,7 +91,7 @@ def train_planted(
     with tempfile.TemporaryDirectory() as temporary_dir:
         args = PAVConfig(
             **cpu_fields(str(output_dir or temporary_dir)),
-            **PAPER_FIELDS,
+            **PAPER_FIELDS | {"learning_rate": learning_rate},
             max_steps=max_steps,
             seed=seed,
             alpha=alpha,

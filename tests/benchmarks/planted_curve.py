@@ -1,0 +1,125 @@
+"""How much faster progress is the rarer success: the planted task over base policies, learning rate tuned per arm.
+
+    python tests/benchmarks/planted_curve.py --seeds 10 --output docs/figures/planted_curve.json
+
+Each arm takes the learning rate of the grid that needs the fewest optimizer steps to 90 % on tuning seeds; the seeds
+of the curve are others. Writes the results, `planted_curve.md` and `planted_curve.png`. Finished runs are kept, so it
+can be interrupted. Source: https://huggingface.co/papers/2410.08146, App. B, whose Figure 3 is a point on the curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Results, machine_text, table
+from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, ratio_text, steps_text
+
+from trl_prl.demo.planted_training import train_planted
+from trl_prl.demo.training import steps_to_accuracy
+from trl_prl.report.plots import draw_curves, new_figure, save
+
+
+TUNING_SEEDS = range(100, 102)
+TUNING_LIMIT = 400
+
+
+def steps_needed(seed: int, alpha: float, iterations: int, learning_rate: float, limit: int) -> int | None:
+    run = train_planted(
+        seed,
+        alpha,
+        max_steps=limit,
+        base_iterations=iterations,
+        learning_rate=learning_rate,
+        callbacks=[StopAtAccuracy(THRESHOLD)],
+    )
+    return steps_to_accuracy(run.accuracies, THRESHOLD)
+
+
+def tune(results: Results, rates: list[float], iterations: int) -> tuple[dict[str, float], str]:
+    """The learning rate of the fewest optimizer steps for each arm, and the grid as a table."""
+    best, rows = {}, []
+    for name, alpha in REWARDS.items():
+        grid = {
+            rate: [
+                results.get(
+                    f"tune {iterations} {name} {rate:g} seed {seed}",
+                    partial(steps_needed, seed, alpha, iterations, rate, TUNING_LIMIT),
+                )
+                for seed in TUNING_SEEDS
+            ]
+            for rate in rates
+        }
+        rows.append([name, *(steps_text(steps, TUNING_LIMIT) for steps in grid.values())])
+        best[name] = min(rates, key=lambda rate: sum(step or TUNING_LIMIT for step in grid[rate]))
+    return best, table(["optimizer steps to 90 % at learning rate", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def run(results: Results, seeds: range, bases: list[int], best: dict[str, float], limit: int) -> tuple[str, Any]:
+    rows, success, ratios = [], [], []
+    for iterations in bases:
+        shares = [
+            results.get(f"base {iterations} seed {seed}", partial(base_accuracy, seed, iterations)) for seed in seeds
+        ]
+        steps = {
+            name: [
+                results.get(
+                    f"{iterations} {name} {best[name]:g} seed {seed}",
+                    partial(steps_needed, seed, alpha, iterations, best[name], limit),
+                )
+                for seed in seeds
+            ]
+            for name, alpha in REWARDS.items()
+        }
+        fast, slow = steps["effective reward"], steps["outcome only"]
+        success.append(100 * statistics.fmean(shares))
+        ratios.append([(a or limit) / (b or limit) for a, b in zip(slow, fast, strict=True)])
+        cells = steps_text(fast, limit), steps_text(slow, limit), ratio_text(slow, fast, limit)
+        rows.append([iterations, f"{success[-1]:.3f} %", *cells, f"{statistics.median(ratios[-1]):.1f}"])
+    header = ["base policy iterations", "its accuracy", "effective reward", "outcome only", "ratio", "its median"]
+    return table(header, rows), {"success": success, "ratios": ratios}
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    figure, (axis,) = new_figure(1)
+    draw_curves(
+        axis, {"outcome only / effective": list(map(list, zip(*found["ratios"], strict=True)))}, x=found["success"]
+    )
+    axis.axhline(10, color="#999999", linestyle=":", label="the paper's")
+    axis.legend(frameon=False, fontsize=8)
+    axis.set(xlabel="success of the base policy, %", ylabel="ratio of optimizer steps to 90 %")
+    axis.set(xscale="log", yscale="log")
+    save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--base-iterations", type=int, nargs="+", default=[60, 50, 40, 30, 20, 10])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3, 1e-2])
+    parser.add_argument("--tuned-at", type=int, default=30, help="iterations of the base policy of the grid")
+    parser.add_argument("--limit", type=int, default=1000, help="longest run, in optimizer steps")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("docs/figures/planted_curve.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = Results(args.output)
+    best, grid = tune(results, args.learning_rates, args.tuned_at)
+    text, found = run(results, range(args.seeds), args.base_iterations, best, args.limit)
+    text = (
+        f"Learning rate tuned at {args.tuned_at} iterations, {len(TUNING_SEEDS)} other seeds\n\n{grid}\n"
+        f"The curve, {', '.join(f'{name} at {rate:g}' for name, rate in best.items())}\n\n{text}\n"
+        f"{args.seeds} seeds, mean (lowest to highest), a run that did not get there counts with {args.limit}; "
+        f"{machine_text(results.data['machine'])}\n"
+    )
+    args.output.with_suffix(".md").write_text(text)
+    draw(found, args.output.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
