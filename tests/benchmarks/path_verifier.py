@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from trl_prl.demo.paths import MAX_COMPLETION_LENGTH, path_policy_path, path_rew
 from trl_prl.demo.training import OnStep, cpu_fields, train_quietly
 from trl_prl.jobs.options import Tools
 from trl_prl.jobs.progress import OnProgress
+from trl_prl.report.plots import draw_line, new_figure, save
 from trl_prl.verifier.config import PAVRewardConfig
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 from trl_prl.verifier.trainer import PAVRewardTrainer
@@ -48,6 +50,7 @@ class Strategy:
     from_scratch: bool = False
     problems: int = 1115  # all of the train split
     steps: int = 2000
+    used: int = 0  # only the first so many of the solutions of a problem; 0 for all
 
     @property
     def collection(self) -> str:
@@ -56,7 +59,7 @@ class Strategy:
     @property
     def name(self) -> str:
         start = "scratch" if self.from_scratch else "policy"
-        return f"{self.collection}-k{self.best_of_k}-{start}-{self.steps}"
+        return f"{self.collection}{f'-first{self.used}' * bool(self.used)}-k{self.best_of_k}-{start}-{self.steps}"
 
     @property
     def prover(self) -> str:
@@ -72,7 +75,16 @@ STRATEGIES = (
     Strategy(8, 2, temperature=0.3, from_scratch=True),
     Strategy(4, 4, best_of_k=4),  # without bias from K rollouts or more
     Strategy(1, 16, temperature=0.3),
+    # What fewer tokens buy, with as many passes over the solutions.
+    *(Strategy(8, 2, temperature=t, used=used, steps=250 * used) for t in (0.3, 1.0) for used in (1, 2, 4)),
+    Strategy(8, 2, temperature=0.3, used=2),
 )
+
+
+QUALITIES = {
+    "auroc": "AUROC, progress of right against wrong steps",
+    "spearman": "Spearman, values against 256 rollouts",
+}
 
 
 def collect_path_values(
@@ -178,6 +190,22 @@ def train_path_verifier(
     return verifier
 
 
+def first_solutions(rows: Dataset, num_solutions: int, cost: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:
+    """The first solutions of every problem, and what they cost: a prefix is valued once for all solutions."""
+    seen: Counter[int] = Counter()
+    kept, all_rollouts, used_rollouts = [], {}, {}
+    for index, row in enumerate(rows):
+        seen[row["row"]] += 1
+        ends = range(1, len(row["completions"]) + 1)
+        found = {(row["row"], *row["completions"][:k]): row["num_rollouts"][k - 1] for k in ends}
+        all_rollouts |= found
+        if seen[row["row"]] <= num_solutions:
+            kept.append(index)
+            used_rollouts |= found
+    share = sum(used_rollouts.values()) / sum(all_rollouts.values())
+    return rows.select(kept), {name: round(share * value) for name, value in cost.items()}
+
+
 def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> ProcessAdvantageVerifier:
     """The verifier of a strategy, for its prover."""
     if strategy.best_of_k > 1:
@@ -204,7 +232,7 @@ def show(args: argparse.Namespace) -> None:
         rows.append(
             [
                 strategy.prover,
-                f"{strategy.problems} x {strategy.n_cov} x {strategy.n_mc}",
+                f"{strategy.problems} x {strategy.used or strategy.n_cov} x {strategy.n_mc}",
                 f"{'scratch' if strategy.from_scratch else 'policy'}, {strategy.steps} steps",
                 f"{cost['num_sampled_tokens'] / 1e6:.2f}",
                 *(f"{quality[name]:.3f}" for name in ("auroc", "spearman", "rmse")),
@@ -214,7 +242,27 @@ def show(args: argparse.Namespace) -> None:
     text = f"{table(header, rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
     args.output.write_text(json.dumps(found, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(text)
+    draw({strategy: found[strategy.name] for strategy in STRATEGIES if strategy.name in found}, args.output)
     print(text)
+
+
+def draw(found: dict[Strategy, Any], output: Path) -> None:
+    """Quality against tokens: a line for every prover of equally many passes, a mark for every other strategy."""
+    figure, axes = new_figure(2)
+    for axis, (name, label) in zip(axes, QUALITIES.items(), strict=True):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for strategy, data in found.items():
+            point = data["cost"]["num_sampled_tokens"] / 1e6, data["quality"][name]
+            plain = strategy.steps == 250 * (strategy.used or strategy.n_cov) and not strategy.from_scratch
+            if plain and strategy.best_of_k == 1:
+                lines.setdefault(strategy.prover, []).append(point)
+            else:
+                axis.plot(*point, "x", color="#999999")
+        for index, (prover, points) in enumerate(lines.items()):
+            draw_line(axis, index, prover, *zip(*sorted(points), strict=True))
+        axis.set(xlabel="million tokens of rollouts", ylabel=label, xscale="log")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(figure, output.with_suffix(".png"))
 
 
 def main() -> None:
@@ -240,6 +288,8 @@ def main() -> None:
             temperature=strategy.temperature, seed=args.seed,
             on_progress=lambda progress, strategy=strategy: print(f"{strategy.collection}: {progress}", flush=True),
         )  # fmt: skip
+        if strategy.used:
+            rows, cost = first_solutions(rows, strategy.used, cost)
         results.get("cost", lambda cost=cost: cost)
         results.get("quality", lambda strategy=strategy, rows=rows: judge(trained(args, strategy, rows), exam))
         print(f"{strategy.name}: {time.perf_counter() - start:.0f} s, {results.data['quality']}", flush=True)
