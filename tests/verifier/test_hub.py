@@ -84,6 +84,7 @@ def test_a_pushed_verifier_is_had_by_its_id(hub: LocalHub, tmp_path: Path, monke
     card = files["README.md"].decode()
     assert 'ProcessAdvantageVerifier.from_pretrained("me/my-pav")' in card
     assert "process-reward-model" in RepoCard(card).data.tags
+    assert card.count("This model was trained with the `PAVRewardTrainer` of `trl-prl`.") == 1
 
     verifier = ProcessAdvantageVerifier.from_pretrained("me/my-pav")
     assert verifier.settings.prover == "mine"

@@ -16,6 +16,7 @@ def trl_card(path: Path) -> str:
     """TRL's card in a file, with words where it has None or a link to the hub for what lies in a local folder."""
     card = path.read_text(encoding="utf-8").replace("[None](https://huggingface.co/None)", "a model in a local folder")
     card = card.replace("# Model Card for None", f"# Model Card for {path.parent.resolve().name}")
+    card = card.replace("trained with Reward.", "trained with the `PAVRewardTrainer` of `trl-prl`.")
     for data in re.findall(r"\(https://huggingface\.co/datasets/(.+?)\) dataset", card):
         if Path(data).exists():
             card = card.replace(f"[{data}](https://huggingface.co/datasets/{data})", f"`{Path(data).name}`")
