@@ -51,6 +51,8 @@ def test_training_on_four_nodes(repo_root: Path, calls: Path) -> None:
     assert "--process_reward http://n4:8001" in launch
     assert "--vllm_server_host n3" in launch
     assert launch.endswith("--learning_rate 1e-6")
+    (sampler,) = [line for line in lines if line.startswith("trl vllm-serve")]
+    assert sampler.endswith("--tensor_parallel_size 4")  # copies beside each other are refused for dense models
     assert "srun --nodes=2 --ntasks=2 --nodelist=n1,n2 :: bash" in lines
     (served,) = [line.removeprefix("trl-prl ") for line in lines if line.startswith("trl-prl")]
     name, *words = served.split()

@@ -43,7 +43,8 @@ class EvaluateConfig(JobConfig):
         "wrong", "what samples at the length limit are: wrong, not counted, or checked like the others"
     )
     answer_pattern: str | None = option(
-        None, "regular expression of an answer, for votes; by default the last \\boxed{} or the text after the last #"
+        None,
+        "regular expression of an answer, for votes; by default the final answer, as the reward 'accuracy' reads it",
     )
     verifiers: list[str] = option([], "verifiers for best-of-n, each as PATH or NAME=PATH")
     aggregations: list[str] = option(["last", "min", "mean"], "how step values become the score of a sample")

@@ -82,7 +82,7 @@ def _engine(model: str, llm_kwargs: dict[str, Any]) -> Any:
 
 
 class VLLMServerGenerator:
-    """A [`Generator`] over servers started by `trl vllm-serve`, through TRL's own client.
+    """A [`Generator`] over servers started by `vllm serve`, through TRL's own client.
 
     Args:
         base_urls (`Sequence[str]`):

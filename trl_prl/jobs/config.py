@@ -140,7 +140,7 @@ class JobConfig(EngineOptions, PromptOptions):
     files_of_rows: ClassVar[tuple[str, ...]] = ("model", "adapter", "tokenizer", "reward")
 
     model: str = option("", "path or Hub id of the model; for a server, the name it serves and the tokenizer's id")
-    dataset: str = option("", "Hub id, folder, or a .jsonl, .jsonl.gz, .json or .parquet file with prompts")
+    dataset: str = option("", "Hub id, folder, or a .jsonl, .json, .csv (each also .gz) or .parquet file with prompts")
     output_dir: str = option("", "folder of the job; an interrupted job is resumed there")
     reward: str = option(
         "accuracy",

@@ -36,7 +36,9 @@ class SearchConfig(JobConfig):
         "beam", "how to search: over whole completions (the first three) or over steps"
     )
     n: list[int] = option([4, 8, 16], "samples, places of the beam, trees or chains: one point of the curve each")
-    process_reward: str = option("", "path or Hub id of a verifier, or 'module:name' of a process reward; gives Q")
+    process_reward: str = option(
+        "", "path or Hub id of a verifier or a public model, an address, or 'module:name'; gives Q"
+    )
     advantage_reward: str = option("", "the same for A, if it is another one")
     alpha: float | None = option(None, "weight of A; by default 0.5 in searches over steps, 0 over whole completions")
     best_of_k: int = option(1, "A under the Best-of-K policy of whoever its values are of")
@@ -49,7 +51,8 @@ class SearchConfig(JobConfig):
     )
     aggregation_temperature: float = option(0.1, "of the aggregation 'soft_min'")
     answer: str = option(
-        "", "'module:function' from a text to its final answer, for votes; by default \\boxed{} or what is behind #"
+        "",
+        "'module:function' from a text to its final answer, for votes; by default as the reward 'accuracy' reads it",
     )
     expansions: int = option(3, "next steps sampled per place of a beam, or per tree")
     max_tries: int = option(4, "rejection: most samples of one step")
