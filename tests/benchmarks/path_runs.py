@@ -70,6 +70,14 @@ ON_THE_WAY = ("60", "90")
 COLUMNS = ("near/avg", "near/pass@8", "far/avg", "far/pass@8", "far/pass@64")
 
 
+def credit_of(process_reward: str) -> str:
+    if process_reward == "exact":
+        return ""
+    if "family=implicit" in process_reward:
+        return f", PRIME at {process_reward.partition('learning_rate=')[2].partition(',')[0]}"
+    return ", refreshed verifier" if "refresh_every" in process_reward else ", learned verifier"
+
+
 def show(args: argparse.Namespace) -> None:
     """Keep the runs of folders in one file, and write their table next to it."""
     runs = json.loads(args.output.read_text()) if args.output.exists() else {}
@@ -86,8 +94,7 @@ def show(args: argparse.Namespace) -> None:
     for result in runs.values():
         run = result["run"]
         setting = (run["method"], run["learning_rate"], run["coefficient"], run["num_prompts"], run["num_generations"])
-        verifier = "refreshed" if "refresh_every" in run["process_reward"] else "learned"
-        verifier = "" if run["process_reward"] == "exact" else f", {verifier} verifier"
+        verifier = credit_of(run["process_reward"])
         groups.setdefault((result["split"], *setting, run["wander"], verifier), []).append(result)
     rows = []
     for (split, method, lr, coefficient, prompts, n, wander, verifier), members in sorted(groups.items()):
