@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +114,9 @@ def for_no_model(function: Callable[..., Any], options: Mapping[str, Any]) -> di
     """
     names = set(inspect.signature(function).parameters)
     given = {name: value for name, value in options.items() if name not in _MODEL_OPTIONS}
-    refuse_unheeded(set(given) - names, names - {"self"})
-    return given
-
-
-def refuse_unheeded(unknown: Set[str], known: Set[str]) -> None:
-    """Refuse options that nothing would heed.
-
-    Raises:
-        `ValueError`: If there is one.
-    """
-    if unknown:
+    if unknown := set(given) - names:
         raise ValueError(
             f"Got the option {min(unknown)!r}, which nothing would heed. Use one of "
-            f"{', '.join(sorted(known)) or 'none at all'}."
+            f"{', '.join(sorted(names - {'self'})) or 'none at all'}."
         )
+    return given
