@@ -63,7 +63,8 @@ def run(results: Results, seeds: range, bases: list[int], best: dict[str, float]
     rows, success, ratios = [], [], []
     for iterations in bases:
         shares = [
-            results.get(f"base {iterations} seed {seed}", partial(base_accuracy, seed, iterations)) for seed in seeds
+            results.get(f"base {iterations} seed {seed}", partial(base_accuracy, seed, iterations, 8192))
+            for seed in seeds
         ]
         steps = {
             name: [

@@ -34,7 +34,8 @@ def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit:
     rows = []
     for iterations in base_iterations:
         success = [
-            results.get(f"base {iterations} seed {seed}", partial(base_accuracy, seed, iterations)) for seed in seeds
+            results.get(f"base {iterations} seed {seed}", partial(base_accuracy, seed, iterations, 32768))
+            for seed in seeds
         ]
         steps: dict[str, list[int | None]] = {}
         for name, alpha in REWARDS.items():

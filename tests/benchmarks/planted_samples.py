@@ -79,9 +79,9 @@ def sample_planted_tokens(model: Any, num_samples: int, seed: int = 0) -> Tensor
     return output[:, 1:]
 
 
-def base_accuracy(seed: int, iterations: int) -> float:
-    """Success of a base policy of so many supervised iterations, from 32,768 samples."""
-    samples = sample_planted(build_base_policy(seed, num_iterations=iterations), 32768)
+def base_accuracy(seed: int, iterations: int, num_samples: int) -> float:
+    """Success of a base policy of so many supervised iterations."""
+    samples = sample_planted(build_base_policy(seed, num_iterations=iterations), num_samples)
     return sum(samples) / len(samples)
 
 
