@@ -2,12 +2,11 @@
 
     python tests/benchmarks/path_verifier.py --work runs/path_verifier --output docs/figures/path_verifier.json
 
-Each strategy says whose rollouts value the prefixes of how many solutions how often; all draw about the same number of
-rollouts. Verifiers start from the policy's weights, or from scratch. They are
-judged on solutions of the base policy to held-out problems: whether progress tells a step towards the goal from one
-that leads away or is impossible (AUROC), and how well values rank prefixes by the success of 256 further rollouts of
-the base policy (Spearman, over prefixes that can still succeed). Everything that is finished is kept, and
-`--strategies` lets several processes share the work.
+Each strategy says whose rollouts value the prefixes of how many solutions how often. Verifiers start from the policy's
+weights, or from scratch. They are judged on solutions of the base policy to held-out problems: whether progress tells
+a step towards the goal from one that leads away or is impossible (AUROC), and how well values rank prefixes by the
+success of 256 further rollouts of the base policy (Spearman, over prefixes that can still succeed). Everything that is
+finished is kept, and `--strategies` lets several processes share the work.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import argparse
 import json
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from common import Results, machine_text, table
+from common import Results, machine_text, spread, table
 from datasets import Dataset, load_dataset
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
@@ -30,7 +30,7 @@ from trl_prl.collection.job import CollectWorker, collect
 from trl_prl.collection.output import best_of_k_row
 from trl_prl.demo.path_values import PathExam, judge, path_exam, path_generator, verifier_problems
 from trl_prl.demo.paths import MAX_COMPLETION_LENGTH, path_policy_path, path_reward
-from trl_prl.demo.training import OnStep, cpu_fields, train_quietly
+from trl_prl.demo.training import cpu_fields, train_quietly
 from trl_prl.jobs.options import Tools
 from trl_prl.jobs.progress import OnProgress
 from trl_prl.report.plots import draw_line, new_figure, save
@@ -51,6 +51,7 @@ class Strategy:
     problems: int = 1115  # all of the train split
     steps: int = 2000
     used: int = 0  # only the first so many of the solutions of a problem; 0 for all
+    seed: int = 0  # of weights and batches
 
     @property
     def collection(self) -> str:
@@ -59,7 +60,8 @@ class Strategy:
     @property
     def name(self) -> str:
         start = "scratch" if self.from_scratch else "policy"
-        return f"{self.collection}{f'-first{self.used}' * bool(self.used)}-k{self.best_of_k}-{start}-{self.steps}"
+        ends = f"-first{self.used}" * bool(self.used), f"-seed{self.seed}" * bool(self.seed)
+        return f"{self.collection}{ends[0]}-k{self.best_of_k}-{start}-{self.steps}{ends[1]}"
 
     @property
     def prover(self) -> str:
@@ -78,6 +80,7 @@ STRATEGIES = (
     # What fewer tokens buy, with as many passes over the solutions.
     *(Strategy(8, 2, temperature=t, used=used, steps=250 * used) for t in (0.3, 1.0) for used in (1, 2, 4)),
     Strategy(8, 2, temperature=0.3, used=2),
+    *(Strategy(8, 2, temperature=t, seed=1) for t in (0.3, 1.0)),
 )
 
 
@@ -143,7 +146,6 @@ def train_path_verifier(
     from_scratch: bool = False,
     prover: str = "the shipped policy",
     seed: int = 0,
-    on_step: OnStep | None = None,
 ) -> ProcessAdvantageVerifier:
     """Train a verifier on collected values, and calibrate it on a tenth of their problems.
 
@@ -160,8 +162,6 @@ def train_path_verifier(
             Whose values these are, for the verifier's settings.
         seed (`int`, *optional*, defaults to `0`):
             Seed of weights and batches.
-        on_step (`Callable`, *optional*):
-            Called with every optimizer step's number and metrics.
 
     Returns:
         [`ProcessAdvantageVerifier`]: The verifier, saved.
@@ -183,7 +183,7 @@ def train_path_verifier(
         warmup_steps=20, balance_classes=False, max_length=64, prover=prover, seed=seed,
     )  # fmt: skip
     trainer = PAVRewardTrainer(model, config, train_dataset=fit, eval_dataset=held_out, processing_class=tokenizer)
-    train_quietly(trainer, on_step, "loss")
+    train_quietly(trainer, None, "loss")
     verifier = ProcessAdvantageVerifier(trainer.model, tokenizer, config.verifier_settings())
     verifier.calibrate(held_out["prompt"], held_out["completions"], held_out["labels"])
     verifier.save_pretrained(output_dir)
@@ -196,8 +196,7 @@ def first_solutions(rows: Dataset, num_solutions: int, cost: dict[str, Any]) -> 
     kept, all_rollouts, used_rollouts = [], {}, {}
     for index, row in enumerate(rows):
         seen[row["row"]] += 1
-        ends = range(1, len(row["completions"]) + 1)
-        found = {(row["row"], *row["completions"][:k]): row["num_rollouts"][k - 1] for k in ends}
+        found = {(row["row"], *row["completions"][: k + 1]): n for k, n in enumerate(row["num_rollouts"])}
         all_rollouts |= found
         if seen[row["row"]] <= num_solutions:
             kept.append(index)
@@ -216,33 +215,34 @@ def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> Proc
         max_steps=strategy.steps,
         from_scratch=strategy.from_scratch,
         prover=strategy.prover,
-        seed=args.seed,
+        seed=strategy.seed,
     )
 
 
 def show(args: argparse.Namespace) -> None:
     """Gather what is finished, and write it with its table."""
-    found, rows = {}, []
-    for strategy in STRATEGIES:
-        data = Results(args.work / f"{strategy.name}.json").data
-        if "quality" not in data:
+    found = {strategy: Results(args.work / f"{strategy.name}.json").data for strategy in STRATEGIES}
+    found = {strategy: data for strategy, data in found.items() if "quality" in data}
+    rows = []
+    for strategy in found:
+        seeds = [data for other, data in found.items() if replace(other, seed=0) == strategy]
+        if not seeds:
             continue
-        found[strategy.name] = data
-        quality, cost = data["quality"], data["cost"]
+        scores = [[data["quality"][name] for data in seeds] for name in ("auroc", "spearman", "rmse")]
         rows.append(
             [
                 strategy.prover,
                 f"{strategy.problems} x {strategy.used or strategy.n_cov} x {strategy.n_mc}",
                 f"{'scratch' if strategy.from_scratch else 'policy'}, {strategy.steps} steps",
-                f"{cost['num_sampled_tokens'] / 1e6:.2f}",
-                *(f"{quality[name]:.3f}" for name in ("auroc", "spearman", "rmse")),
+                f"{seeds[0]['cost']['num_sampled_tokens'] / 1e6:.2f}",
+                *(spread(one, 3) if len(one) > 1 else f"{one[0]:.3f}" for one in scores),
             ]
         )
     header = ["prover", "problems x solutions x rollouts", "trained from", "M tokens", "AUROC", "Spearman", "RMSE"]
     text = f"{table(header, rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    args.output.write_text(json.dumps({one.name: data for one, data in found.items()}, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(text)
-    draw({strategy: found[strategy.name] for strategy in STRATEGIES if strategy.name in found}, args.output)
+    draw(found, args.output)
     print(text)
 
 
@@ -250,16 +250,18 @@ def draw(found: dict[Strategy, Any], output: Path) -> None:
     """Quality against tokens: a line for every prover of equally many passes, a mark for every other strategy."""
     figure, axes = new_figure(2)
     for axis, (name, label) in zip(axes, QUALITIES.items(), strict=True):
-        lines: dict[str, list[tuple[float, float]]] = {}
+        lines: dict[str, dict[float, list[float]]] = {}
         for strategy, data in found.items():
-            point = data["cost"]["num_sampled_tokens"] / 1e6, data["quality"][name]
+            tokens, value = data["cost"]["num_sampled_tokens"] / 1e6, data["quality"][name]
             plain = strategy.steps == 250 * (strategy.used or strategy.n_cov) and not strategy.from_scratch
             if plain and strategy.best_of_k == 1:
-                lines.setdefault(strategy.prover, []).append(point)
+                lines.setdefault(strategy.prover, {}).setdefault(tokens, []).append(value)
             else:
-                axis.plot(*point, "x", color="#999999")
+                axis.plot(tokens, value, "x", color="#999999")
         for index, (prover, points) in enumerate(lines.items()):
-            draw_line(axis, index, prover, *zip(*sorted(points), strict=True))
+            tokens, values = zip(*sorted(points.items()), strict=True)
+            band = [min(some) for some in values], [max(some) for some in values]
+            draw_line(axis, index, prover, tokens, [fmean(some) for some in values], band)
         axis.set(xlabel="million tokens of rollouts", ylabel=label, xscale="log")
     axes[0].legend(frameon=False, fontsize=8)
     save(figure, output.with_suffix(".png"))
@@ -272,7 +274,6 @@ def main() -> None:
     parser.add_argument("--strategies", type=int, nargs="*", help="numbers of those to try; all by default")
     parser.add_argument("--exam_problems", type=int, default=400, help="held-out problems")
     parser.add_argument("--exam_prefixes", type=int, default=300, help="prefixes valued by 256 rollouts")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     drawn = Results(args.work / "exam.json").get(
@@ -285,7 +286,7 @@ def main() -> None:
             continue
         rows, cost = collect_path_values(
             args.work / strategy.collection, strategy.problems, n_cov=strategy.n_cov, n_mc=strategy.n_mc,
-            temperature=strategy.temperature, seed=args.seed,
+            temperature=strategy.temperature,
             on_progress=lambda progress, strategy=strategy: print(f"{strategy.collection}: {progress}", flush=True),
         )  # fmt: skip
         if strategy.used:
