@@ -224,10 +224,8 @@ def show(args: argparse.Namespace) -> None:
     found = {strategy: Results(args.work / f"{strategy.name}.json").data for strategy in STRATEGIES}
     found = {strategy: data for strategy, data in found.items() if "quality" in data}
     rows = []
-    for strategy in found:
+    for strategy in (one for one in found if one.seed == 0):
         seeds = [data for other, data in found.items() if replace(other, seed=0) == strategy]
-        if not seeds:
-            continue
         scores = [[data["quality"][name] for data in seeds] for name in ("auroc", "spearman", "rmse")]
         rows.append(
             [
