@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--base-iterations", type=int, nargs="+", default=[60, 50, 40, 30, 20, 10])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     parser.add_argument("--tuned-at", type=int, default=30, help="iterations of the base policy of the grid")
-    parser.add_argument("--limit", type=int, default=1000, help="longest run, in optimizer steps")
+    parser.add_argument("--limit", type=int, default=500, help="longest run, in optimizer steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("docs/figures/planted_curve.json"))
     args = parser.parse_args()
