@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from common import Results, machine_text, table
-from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, ratio_text, steps_text
+from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, steps_text
 
 from trl_prl.demo.planted_training import train_planted
 from trl_prl.demo.training import steps_to_accuracy
@@ -79,9 +79,9 @@ def run(results: Results, seeds: range, bases: list[int], best: dict[str, float]
         fast, slow = steps["effective reward"], steps["outcome only"]
         success.append(100 * statistics.fmean(shares))
         ratios.append([(a or limit) / (b or limit) for a, b in zip(slow, fast, strict=True)])
-        cells = steps_text(fast, limit), steps_text(slow, limit), ratio_text(slow, fast, limit)
-        rows.append([iterations, f"{success[-1]:.3f} %", *cells, f"{statistics.median(ratios[-1]):.1f}"])
-    header = ["base policy iterations", "its accuracy", "effective reward", "outcome only", "ratio", "its median"]
+        ratio = f"{statistics.median(ratios[-1]):.1f} ({min(ratios[-1]):.1f} to {max(ratios[-1]):.1f})"
+        rows.append([iterations, f"{success[-1]:.3f} %", steps_text(fast, limit), steps_text(slow, limit), ratio])
+    header = ["base policy iterations", "its accuracy", "effective reward", "outcome only", "ratio, median"]
     return table(header, rows), {"success": success, "ratios": ratios}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from common import Results, machine_text, spread, table
-from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, ratio_text, sample_planted, steps_text
+from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, sample_planted, steps_text
 
 from trl_prl.demo.planted_training import train_planted
 from trl_prl.demo.training import steps_to_accuracy
@@ -27,6 +27,13 @@ from trl_prl.report.plots import draw_curves, new_figure, save
 GAMMAS = (1.0, 3.0, 5.0, 8.0, 10.0, 15.0, 30.0, 100.0, 1000.0)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 GOOD_ENOUGH = partial(StopAtAccuracy, 0.97)
+
+
+def ratio_text(slow: list[int | None], fast: list[int | None], limit: int) -> str:
+    # A run that never got there counts with the limit, so the ratio is a lower bound.
+    ratios = [(a or limit) / b for a, b in zip(slow, fast, strict=True) if b is not None]
+    bound = "at least " if None in slow else ""
+    return f"{bound}{spread(ratios)}"
 
 
 def run(results: Results, seeds: range, base_iterations: tuple[int, ...], limit: int) -> tuple[str, dict[str, Any]]:

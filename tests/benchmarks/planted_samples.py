@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 import torch
-from common import spread
 from torch import Tensor
 from transformers import GenerationConfig, TrainerCallback
 
@@ -95,10 +94,3 @@ def steps_text(steps: list[int | None], limit: int) -> str:
         if len(reached) == len(steps)
         else f"{text}, {len(steps) - len(reached)} of {len(steps)} seeds not in {limit}"
     )
-
-
-def ratio_text(slow: list[int | None], fast: list[int | None], limit: int) -> str:
-    # A run that never got there counts with the limit, so the ratio is a lower bound.
-    ratios = [(a or limit) / b for a, b in zip(slow, fast, strict=True) if b is not None]
-    bound = "at least " if None in slow else ""
-    return f"{bound}{spread(ratios)}"
