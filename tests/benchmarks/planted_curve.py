@@ -3,8 +3,9 @@
     python tests/benchmarks/planted_curve.py --seeds 10 --output docs/figures/planted_curve.json
 
 Each arm takes, for each base policy, the learning rate of the grid that needs the fewest optimizer steps to 90 % on
-tuning seeds; the seeds of the curve are others. Writes the results, `planted_curve.md` and `planted_curve.png`. Finished runs are kept, so it
-can be interrupted. Source: https://huggingface.co/papers/2410.08146, App. B, whose Figure 3 is a point on the curve.
+tuning seeds; the seeds of the curve are others. Writes the results, `planted_curve.md` and `planted_curve.png`.
+Finished runs are kept, so it can be interrupted. Source: https://huggingface.co/papers/2410.08146, App. B, whose
+Figure 3 is a point on the curve.
 """
 
 from __future__ import annotations
