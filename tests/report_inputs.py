@@ -76,7 +76,7 @@ def completion_row(draw: random.Random, step: int, row: int) -> dict[str, Any]:
         "prompt_id": str(row // 4),
         "steps": steps,
         "step_rewards": rewards,
-        "step_advantages": [round(outcome + reward, 4) for reward in rewards],
+        "advantages": [round(outcome + reward, 4) for reward in rewards],
         "kl_to_go": [round(0.1 * (len(steps) - i), 4) for i in range(len(steps))],
         "rewards": {"accuracy": 1.0 if row % 4 == 0 else 0.0},
         "outcome_advantage": outcome,

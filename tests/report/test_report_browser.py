@@ -332,7 +332,7 @@ def test_healthy_range_is_a_band(browser: Any, tmp_path: Path) -> None:
 def test_completions_open_on_one_with_a_process_reward(browser: Any, tmp_path: Path) -> None:
     writer = RunWriter(write_run(tmp_path / "run"))
     row = {"optimizer_step": 9, "split": "train", "prompt": "p", "rewards": {"accuracy": 1.0}}
-    writer.write_completions([row | {"steps": ["a\n", "b\n"], "step_advantages": [1.0, 1.0], "step_rewards": None}])
+    writer.write_completions([row | {"steps": ["a\n", "b\n"], "advantages": [1.0, 1.0], "step_rewards": None}])
     long = [f"line {i} {'x' * 40}\n" for i in range(3_000)]
     writer.write_completions([row | {"optimizer_step": 8, "steps": long, "step_rewards": [0.5] * 3_000}])
     opened = Opened(browser, write_report([tmp_path / "run"], tmp_path / "r.html")[0])

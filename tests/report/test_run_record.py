@@ -213,7 +213,7 @@ def assert_rows_match_the_losses(trainer: Any, rows: list[dict[str, Any]]) -> No
         for record, i in losses["".join(row["steps"])]:
             ids, advantages = record["step_ids"][i], record["advantages"][i]
             ends = [max(j for j, step in enumerate(ids.tolist()) if step == h) for h in range(len(row["steps"]))]
-            same = row["step_advantages"] == pytest.approx([float(advantages[e]) for e in ends], abs=2e-6)
+            same = row["advantages"] == pytest.approx([float(advantages[e]) for e in ends], abs=2e-6)
             if "kl_to_go" in row:
                 delta = record["logps"] - record["ref_per_token_logps"]
                 to_go = suffix_sums(delta, record["step_ids"] >= 0)[i]
@@ -254,7 +254,7 @@ def test_trainers_record_what_the_loss_used(
         assert row["rewards"]["token_reward"] is not None
         weight = 1.0  # alpha, and PRL's part is whole
         parts = [row["outcome_advantage"] + weight * value for value in row["step_rewards"]]
-        assert row["step_advantages"] == pytest.approx(parts, abs=1e-5), text
+        assert row["advantages"] == pytest.approx(parts, abs=1e-5), text
         assert ("kl_to_go" in row) == (kind == "prl")
     logged = {log["step"]: log for log in train_logs(trainer)}
     for metrics in found.metrics:
@@ -324,7 +324,7 @@ def test_callback_records_and_leaves_no_trace(tiny_model_path: str, tmp_path: Pa
     assert len(found.completions) == 8
     for row in found.completions:
         parts = [row["outcome_advantage"] + 2.0 * value for value in row["step_rewards"]]
-        assert row["step_advantages"] == pytest.approx(parts, abs=1e-5)
+        assert row["advantages"] == pytest.approx(parts, abs=1e-5)
 
 
 def test_truncated_completions_are_recorded_with_their_text(tiny_model_path: str, tmp_path: Path) -> None:
@@ -338,5 +338,5 @@ def test_truncated_completions_are_recorded_with_their_text(tiny_model_path: str
     assert len(rows) == 8
     assert cut
     for row in cut:
-        assert row["steps"] == row["step_advantages"] == []
+        assert row["steps"] == row["advantages"] == []
         assert row["completion"]

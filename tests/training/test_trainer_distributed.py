@@ -137,4 +137,4 @@ def assert_equal_records(two: Path, one: Path) -> None:
         )
         assert row["rewards"] == pytest.approx(other["rewards"], rel=1e-4, abs=1e-4)
         assert row["outcome_advantage"] == pytest.approx(other["outcome_advantage"], rel=1e-3, abs=1e-4)
-        assert row["step_advantages"] == pytest.approx(other["step_advantages"], rel=1e-3, abs=1e-4)
+        assert row["advantages"] == pytest.approx(other["advantages"], rel=1e-3, abs=1e-4)

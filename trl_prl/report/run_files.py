@@ -277,7 +277,7 @@ def _read_current(run: RecordedRun, path: Path, is_shortened: bool) -> list[dict
 
 
 _KINDS: dict[str, type] = {"metrics": dict, "rewards": dict}
-_KINDS |= dict.fromkeys(("steps", "step_rewards", "step_advantages", "kl_to_go"), list)
+_KINDS |= dict.fromkeys(("steps", "step_rewards", "advantages", "kl_to_go"), list)
 
 
 def _is_as_written(row: Mapping[str, Any]) -> bool:

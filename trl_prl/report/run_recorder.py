@@ -130,7 +130,7 @@ class RunRecorder(TrainerCallback):
         has_process_part = advantages.dim() == 2
         if not has_process_part:
             advantages = advantages.unsqueeze(1).expand(step_ids.shape)
-        numbers = {"step_advantages": advantages}
+        numbers = {"advantages": advantages}
         if inputs.get("ref_per_token_logps") is not None:
             numbers["kl_to_go"] = suffix_sums(logps - inputs["ref_per_token_logps"], step_ids >= 0)
         for index, i in enumerate(ids):
@@ -140,7 +140,7 @@ class RunRecorder(TrainerCallback):
                 if row["step_rewards"] is None and has_process_part:
                     outcome = row["outcome_advantage"]
                     row["step_rewards"] = [
-                        None if value is None else round(value - outcome, 6) for value in row["step_advantages"]
+                        None if value is None else round(value - outcome, 6) for value in row["advantages"]
                     ]
                 self._ready[mode].append(row)
 

@@ -193,7 +193,7 @@ def run_completions(
             "prompt": prompt_of[str(row.get("prompt", ""))],
             "steps": [str(text) for text in row.get("steps") or []],
             "text": row.get("completion"),
-            "adv": row.get("step_advantages"),
+            "adv": row.get("advantages"),
             "rew": row.get("step_rewards"),
             "kl": row.get("kl_to_go"),
             "rewards": row.get("rewards") or {},
