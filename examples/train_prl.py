@@ -1,7 +1,7 @@
 r"""
 Train a policy with PRL on any data set that has a prompt and an answer.
 
-pip install "trl-prl[math,peft]"
+pip install "trl-prl[math,quantization]"
 
 Full training on a data set of the Hugging Face hub, with the settings of a file:
 

@@ -45,7 +45,10 @@ class DataArguments(ScriptArguments):
         metadata={"help": "Format to convert from. Default: the rows are stepwise.", "choices": list(CONVERTERS)},
     )
     eval_rows: int = field(
-        default=500, metadata={"help": "Rows held out of the training split where there is no test split."}
+        default=500,
+        metadata={
+            "help": "Rows held out where there is no test split: at most a fifth, with all rows of their prompts."
+        },
     )
 
 

@@ -56,6 +56,15 @@ class CollectConfig(JobConfig):
                 f"Got best_of_k={self.best_of_k}, but the best of no rollouts has no value. Use 1 or more; 1 is the "
                 "prover itself."
             )
+        low = {"n_cov": 1, "n_mc": 1, "n_probe": 1, "n_branch": 0, "seed_temperature": 0}
+        for name, least in low.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"Got {name}={value}, which leaves nothing to sample. Use {least} or more.")
+        if not 0 < self.rule_confidence < 1:
+            raise ValueError(
+                f"Got rule_confidence={self.rule_confidence}, but the looks of the adaptive rule have some coverage, "
+                "never all of it. Use a number in (0, 1), such as 0.5."
+            )
         self.monte_carlo()
         self.seed_sampling()
 

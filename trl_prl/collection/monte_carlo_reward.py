@@ -33,8 +33,8 @@ class MonteCarloProcessReward:
     rollout. Equal prefixes of a prompt are measured once. Rollouts cannot call tools.
 
     Args:
-        generator ([`Generator`], *optional*):
-            Draws the rollouts. By default what the trainer samples with: its vLLM engine or server, which holds the
+        generator ([`Generator`] or `None`):
+            Draws the rollouts. With `None` what the trainer samples with: its vLLM engine or server, which holds the
             policy as of the rollout; without vLLM the policy itself, in this process.
         outcome_reward ([`OutcomeReward`]):
             Says which rollouts are right. It is given the prompts, and the columns of the data set.

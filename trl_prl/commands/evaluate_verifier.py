@@ -51,7 +51,9 @@ class Options(VerifierOptions, PromptOptions):
     dataset_split: str = option("train", "split of the dataset")
     limit: int | None = option(None, "use only the first rows (of every subset of processbench)")
     step_separator: str = option("", r"text that was cut off between steps, such as '\n\n'")
-    threshold: float | None = option(None, "values below it are errors; by default chosen on a split")
+    threshold: float | None = option(
+        None, "values below it are errors; by default chosen on a split where labels are judgements, else 0.5"
+    )
     tune_fraction: float = option(0.2, "share of the prompts that choose the threshold and are not reported on")
     group_by: list[str] = option([], "columns to report by, such as a difficulty")
     confidence: float = option(0.95, "coverage of the intervals")
@@ -149,8 +151,8 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
     from trl_prl.rewards.checks import warn_of_other_prompts, warn_of_other_splitter
 
     verifier = load_verifier(options)
-    prompt_format = options.prompts()
-    warn_of_other_prompts(verifier, prompt_format.prompt_of(rows[0]), prompt_format)
+    made = options.prompts()
+    warn_of_other_prompts(verifier, made.prompt_of(rows[0]), made)
     collected = collected_settings(options.dataset) or {}
     warn_of_training_prompts(verifier, collected.get("fingerprint"), options.dataset)
     if (splitter := collected_splitter(options.dataset)) is not None:
@@ -163,7 +165,7 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
         for start in range(0, len(rows), ROWS_PER_CHUNK):
             chunk = rows[start : start + ROWS_PER_CHUNK]
             steps = [_steps(row, separator) for row in chunk]
-            prompts = [prompt_format.prompt_of(row) for row in chunk]
+            prompts = [made.prompt_of(row) for row in chunk]
             _, values = score_prefixes(verifier, prompts, steps, [is_finished(row) for row in chunk])
             for row, prompt, scores in zip(chunk, prompts, values, strict=True):
                 given = (options.prompt_column, "completions", "labels")

@@ -23,7 +23,7 @@ from trl_prl.storage.files import write_text
 from .report import how_to_open, write_report
 
 
-# The searches of part 2: name in the table, method, what scores, and size. A beam of 4 samples as much as 10 walks.
+# The searches: name in the table, method, what scores, and size. A beam of 4 samples as much as 10 walks.
 EXACT = "trl_prl.demo.path_prover:PathProcessReward"
 LEARNED = ""  # the shipped verifier, found at run time
 SEARCHES: dict[str, tuple[Any, str, int]] = {
@@ -54,9 +54,13 @@ class Options:
     """
 
     output_dir: str = option("quickstart-out", "folder of plots and results")
-    seed: int = option(0, "seed of both parts")
+    seed: int = option(0, "seed of trainings and searches")
     planted_steps: int = option(100, "optimizer steps of each run of part 1")
-    problems: int = option(64, "held-out problems in part 2")
+    problems: int = option(64, "held-out problems of the verifier's exam and of the searches")
+
+    def kept(self) -> str:
+        """What an interruption leaves."""
+        return f"What lies in {self.output_dir} is unfinished; the next quickstart begins anew."
 
     def __post_init__(self) -> None:
         for name in ("planted_steps", "problems"):
@@ -65,7 +69,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Run both parts, draw the plots, write the report and print the tables."""
+    """Run all parts, draw the plots, write the report and print the tables."""
     folder = Path(options.output_dir)
     quiet()
     import torch

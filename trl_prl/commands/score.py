@@ -182,8 +182,8 @@ def run(options: Options) -> int:
 
     Raises:
         `ValueError`: If a file has another format than its name says, a row cannot be scored or written, or another
-            process writes the same output, be it another one of a launcher.
-        `OSError`: If a file is missing, or the output exists.
+            process writes the same output, be it another one of a launcher, or it exists.
+        `OSError`: If a file is missing.
     """
     if (number := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(

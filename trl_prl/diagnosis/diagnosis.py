@@ -59,13 +59,13 @@ class DiagnosisParams:
         if negative or not 0 < self.confidence < 1 or min(self.num_resamples, self.num_strata) < 1:
             raise ValueError(
                 f"Got verifier_error={self.verifier_error}, alpha={self.alpha}, confidence={self.confidence}, "
-                f"num_resamples={self.num_resamples} and num_strata={self.num_strata}, not all of them in range. "
+                f"resamples={self.num_resamples} and strata={self.num_strata}, not all of them in range. "
                 "Use an error and a weight that are not negative, a confidence in (0, 1), and at least one resample "
                 "and stratum."
             )
         if self.use not in USES or list(self.edges) != sorted(set(self.edges)):
             raise ValueError(
-                f"Got use={self.use!r} and edges={self.edges}. There are two uses, and edges of difficulty grow. Use "
+                f"Got use={self.use!r} and bins={self.edges}. There are two uses, and edges of difficulty grow. Use "
                 "'rl' or 'search', and for instance (0.25, 0.75)."
             )
 

@@ -80,10 +80,11 @@ class EvaluateConfig(JobConfig):
                     "as NAME=PATH."
                 )
         unknown = sorted({*self.aggregations} - {*get_args(Aggregation)})
-        if unknown or self.n < 1 or any(k < 1 for k in self.k) or self.num_checkers < 1:
+        if unknown or self.n < 1 or any(k < 1 for k in self.k) or min(self.num_checkers, self.bootstrap_draws) < 1:
             raise ValueError(
-                f"Got n={self.n}, k={self.k}, num_checkers={self.num_checkers} and aggregations={self.aggregations}. "
-                f"Use whole numbers from 1 on, and aggregations among {', '.join(get_args(Aggregation))}."
+                f"Got n={self.n}, k={self.k}, num_checkers={self.num_checkers}, "
+                f"bootstrap_draws={self.bootstrap_draws} and aggregations={self.aggregations}. Use whole numbers from "
+                f"1 on, and aggregations among {', '.join(get_args(Aggregation))}."
             )
         if not self.samples and any(k > self.n for k in self.k):
             raise ValueError(

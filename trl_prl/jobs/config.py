@@ -110,7 +110,9 @@ class EngineOptions:
     """Where the work of a job is done: in this process, or by workers of a Ray cluster."""
 
     engine: Literal["process", "ray"] = option("process", "who computes: this process, or workers of a Ray cluster")
-    ray_address: str | None = option(None, "address of a running Ray cluster; by default a new one on this machine")
+    ray_address: str | None = option(
+        None, "address of a Ray cluster; by default RAY_ADDRESS, one that runs on this machine, or a new one"
+    )
     num_workers: int | None = option(None, "Ray workers; by default as many as the cluster has room for")
     gpus_per_worker: float = option(0.0, "GPUs that each Ray worker reserves; 0 is a worker on the CPU")
 
@@ -163,11 +165,11 @@ class JobConfig(EngineOptions, PromptOptions):
     endpoints: list[str] = option([], "URLs of the servers, for 'vllm-server' and 'openai'")
     api_key: str | None = option(None, "key of an OpenAI-compatible server; by default OPENAI_API_KEY, if it is set")
     send_text: bool = option(False, "send prompts as text to an OpenAI-compatible server that refuses token ids")
-    adapter: str | None = option(None, "path or Hub id of a PEFT adapter of the model")
+    adapter: str | None = option(None, "path or Hub id of a PEFT adapter of the model, for 'transformers'")
     trust_remote_code: bool = option(False, "run Python code that comes with models and tokenizers")
     dtype: str = option("auto", "dtype of the weights")
-    load_in_4bit: bool = option(False, "quantize the weights to four bits")
-    max_batch_tokens: int = option(65536, "most tokens in the key-value cache at a time")
+    load_in_4bit: bool = option(False, "quantize the weights to four bits, for 'transformers'")
+    max_batch_tokens: int = option(65536, "most tokens in the key-value cache at a time, for 'transformers'")
     problems_per_unit: int = option(16, "problems computed and saved together; an interruption loses at most these")
     check_timeout: float = option(30.0, "seconds after which a check of one answer counts as failed; 0 is no limit")
     num_processes: int | None = option(None, "processes that share the job; WORLD_SIZE by default")
@@ -184,6 +186,16 @@ class JobConfig(EngineOptions, PromptOptions):
             raise ValueError(
                 f"Got problems_per_unit={self.problems_per_unit} and check_timeout={self.check_timeout}, which cannot "
                 "be. Use at least 1, and a time that is not negative."
+            )
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"Got confidence={self.confidence}, but an interval has some coverage, never all of it. Use a number "
+                "in (0, 1), such as 0.95."
+            )
+        if self.adapter and self.generator != "transformers":
+            raise ValueError(
+                f"Got adapter={self.adapter!r} with generator={self.generator!r}, which would sample from the model "
+                "without it. Merge the adapter into the model, or use --generator transformers."
             )
         index, number = self.process()
         if not 0 <= index < number:

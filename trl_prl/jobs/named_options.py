@@ -117,6 +117,6 @@ def for_no_model(function: Callable[..., Any], options: Mapping[str, Any]) -> di
     if unknown := set(given) - names:
         raise ValueError(
             f"Got the option {min(unknown)!r}, which nothing would heed. Use one of "
-            f"{', '.join(sorted(names - {'self'})) or 'none at all'}."
+            f"{', '.join(sorted(names - {'self', 'urls'})) or 'none at all'}."
         )
     return given

@@ -48,7 +48,8 @@ class RayEngine:
 
     Args:
         address (`str`, *optional*):
-            Address of a running cluster; by default that of `RAY_ADDRESS`, or a cluster of this machine alone.
+            Address of a running cluster; by default that of `RAY_ADDRESS`, else one that runs on this
+            machine, else a new one of this machine alone.
         num_workers (`int`, *optional*):
             Actors; by default as many as the cluster has room for when the job starts.
         gpus_per_worker (`float`, *optional*, defaults to `0.0`):
@@ -180,8 +181,8 @@ class _Pool:
                 rows = self.units[unit]
                 raise RuntimeError(
                     f"Rows {rows.start} to {rows.stop - 1} took down {self.deaths[unit]} workers, one after the other "
-                    f"({error}). Finished units are kept. Give workers more memory (fewer per machine, or a smaller "
-                    "max_batch_tokens), and run the same command again."
+                    f"({error}). Give workers more memory (fewer per machine, or smaller batches), and run the same "
+                    "command again."
                 ) from error
             self.pending.appendleft(unit)
         logger.warning("A Ray worker was lost; another one takes its place.")

@@ -47,7 +47,6 @@ def group_rows(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, list
             if (members := [value for value, other in zip(values, places, strict=True) if other == place])
         }
     else:
-        places = values
         labels = {value: str(value) for value in sorted(set(map(_hashable, known)), key=_sort_key)}
         places = [None if value is None else _hashable(value) for value in values]
     found: dict[Any, list[int]] = defaultdict(list)

@@ -253,7 +253,7 @@ def metrics_of_records(
             Values below it predict an error.
 
     Returns:
-        `dict[str, float]`: The metrics of [`~verifier_metrics.verifier_metrics`], `loss` (the cross-entropy of steps
+        `dict[str, float]`: The metrics of `verifier_metrics`, `loss` (the cross-entropy of steps
         and prompts together) and `brier_prompt`.
     """
     size = max((len(values) for values, _ in records), default=1)

@@ -31,7 +31,7 @@ _KNOWN_NAMES = {
 _LOADING_OPTIONS = frozenset(
     {"attn_implementation", "cache_dir", "code_revision", "key_mapping", "local_files_only", "low_cpu_mem_usage"}
     | {"max_memory", "offload_buffers", "offload_folder", "quantization_config", "subfolder", "token", "torch_dtype"}
-    | {"trust_remote_code", "use_kernels", "use_safetensors", "variant"}
+    | {"trust_remote_code", "use_kernels", "variant"}
 )
 
 
@@ -101,7 +101,7 @@ def _json(path: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _weight_names(find: Any) -> list[str]:
+def _weight_names(find: Callable[[str], str | None]) -> list[str]:
     index = find("model.safetensors.index.json")
     if index is not None:
         return list(_json(index)["weight_map"])
@@ -192,8 +192,9 @@ def check_loading_options(options: Mapping[str, Any], *functions: Callable[..., 
     """
     taken = {name for function in functions for name in inspect.signature(function).parameters}
     if unknown := sorted(set(options) - taken - _LOADING_OPTIONS):
-        names = {"family", "reference", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "revision", "vllm"}
-        taken -= {"self", "model", "tokenizer", "family", "reference", "kwargs"}
+        names = {"family", "reference", "device", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "revision"}
+        names.add("vllm")
+        taken -= {"self", "model", "tokenizer", "settings", "kwargs"}
         raise ValueError(
             f"Got the option {unknown[0]!r}, which nothing would heed. Use one of {', '.join(sorted(names | taken))}, "
             "or an argument of `from_pretrained`."

@@ -80,7 +80,6 @@ class RemoteProcessReward:
             max_attempts=max_attempts,
             max_wait=max_wait,
             concurrency=4 * len(self.urls),
-            secret=token,
             advice="Check that `trl-prl serve` runs there; a longer `timeout` or `max_wait` helps if it is slow or "
             "being restarted.",
         )
@@ -174,7 +173,9 @@ def http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCal
         "trust_env": False,
         "verify": httpx.create_ssl_context(),
     }
-    return ServerCalls(urls, lambda url: httpx.AsyncClient(base_url=url, **fields), backoff=0.2, **settings)
+    return ServerCalls(
+        urls, lambda url: httpx.AsyncClient(base_url=url, **fields), backoff=0.2, secret=token, **settings
+    )
 
 
 async def _info(client: Any, _: None) -> Any:

@@ -54,7 +54,7 @@ class Info(BaseModel):
 
 
 class Health(BaseModel):
-    """That the service is up, and how many solutions wait."""
+    """That the service is up, and how many requests wait."""
 
     status: str
     waiting: int

@@ -138,8 +138,8 @@ def warn_of_plain_text(tokenizer: Any, prompt: Any) -> None:
     _warned.add(_name(tokenizer))
     logger.warning(
         "The prompts are plain text, and the chat template of '%s' is not applied to text. If it is a chat model, set "
-        "`as_user_message` (--as_user_message), which makes each prompt a message of the user, or give prompts as "
-        "messages. If plain text is meant, nothing needs to be done.",
+        "`--as_user_message` (in Python `PromptFormat(as_user_message=True)`), which makes each prompt a message of "
+        "the user, or give prompts as messages. If plain text is meant, nothing needs to be done.",
         _name(tokenizer),
     )
 

@@ -23,7 +23,7 @@ def write_figures(payload: Payload, folder: Path, formats: Sequence[str]) -> lis
 
     Args:
         payload (`Mapping`):
-            What the report shows, as [`~report_data.ReportData.payload`] returns it.
+            What the report shows, as `ReportData.payload` returns it.
         folder (`Path`):
             Folder of the figures; made if absent.
         formats (`Sequence[str]`):

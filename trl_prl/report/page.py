@@ -64,7 +64,7 @@ def render_page(payload: Mapping[str, Any], title: str) -> str:
 
     Args:
         payload (`Mapping`):
-            What to show, as [`~report_data.ReportData.payload`] returns it.
+            What to show, as `ReportData.payload` returns it.
         title (`str`):
             Title of the page.
 

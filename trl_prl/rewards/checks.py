@@ -194,7 +194,7 @@ def warn_of_other_splitter(process_reward: ProcessReward, step_splitter: StepSpl
             wanted += f", step_length={getattr(settings, 'step_length', 256)}"
         logger.warning(
             "The verifier '%s' was trained on steps cut by `%s`, but completions are cut by %r. It never learned what "
-            "a prefix is worth that ends anywhere else, so its values may mislead. Set `%s` where you set the other, "
+            "a prefix is worth that ends anywhere else, so its values may mislead. Set `%s` (commands: --splitter), "
             "or, if it is yours and its data were cut as here, store that in `verifier.settings` and save it again.",
             callable_name(process_reward),
             wanted,

@@ -217,8 +217,14 @@ def _is_relation(text: str) -> bool:
 
 def _math_equal(gold: str, answer: str) -> bool:
     """Compare what is neither a number nor made of parts, with math-verify."""
-    from math_verify.errors import TimeoutException
-    from math_verify.utils import timeout
+    try:
+        from math_verify.errors import TimeoutException
+        from math_verify.utils import timeout
+    except ImportError as error:
+        raise ImportError(
+            f"Formulas are compared with the package '{error.name}', which is not installed. Install it with "
+            "`pip install 'trl-prl[math]'`."
+        ) from error
 
     # Its alarms work in the main thread only; elsewhere, who needs a limit kills the process.
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -8,6 +8,7 @@ import reprlib
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from trl_prl.types import OutcomeReward
@@ -47,8 +48,14 @@ def check_reward(name: str, columns: Iterable[str]) -> None:
 
     Raises:
         `ValueError`: When there is no such reward, or no column that it reads.
+        `ImportError`: When it needs a package that is not installed.
     """
     load_reward(name)
+    if name == "accuracy" and find_spec("math_verify") is None:
+        raise ImportError(
+            "The reward 'accuracy' compares formulas with the package 'math-verify', which is not installed. Install "
+            "it with `pip install 'trl-prl[math]'`, or use the reward 'exact_match'."
+        )
     if name in OWN_REWARDS and "answer" not in (found := sorted(columns)):
         raise ValueError(
             f"The problems have no column 'answer', which the reward {name!r} compares with, only "

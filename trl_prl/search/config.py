@@ -60,7 +60,7 @@ class SearchConfig(JobConfig):
     max_steps: int = option(64, "most steps of a completion")
     max_generated_tokens: int | None = option(None, "tokens sampled for one problem from which on no step is begun")
     max_seconds: float | None = option(
-        None, "time of a unit from which on no step is begun; results then depend on it"
+        None, "time of a unit at one n from which on no step is begun; results then depend on it"
     )
     splitter: str = option("newline", f"where steps end, the same as in the verifier's training: {SPLITTER_HELP}")
     step_length: int = option(256, "tokens per step of the splitter 'fixed'")

@@ -71,7 +71,8 @@ def step_rejection(
         if reward.advantages is not None:
             raise ValueError(
                 f"Got rank_by={reward.rank_by!r} and alpha={reward.alpha}, by which no progress is computed, but "
-                "steps are kept or rejected by it. Use an alpha above 0, or leave `advantages` out."
+                "steps are kept or rejected by it. Use rank_by='advantages', or 'effective' with an alpha above 0, or "
+                "leave `advantages` out."
             )
         reward.check_progress()
     sampler = StepSampler(generator, splitter, token_pieces, sampling, chunk_tokens, step_stop)

@@ -102,7 +102,7 @@ class EffectiveReward:
             raise ValueError(
                 f"The process reward '{name}' says nothing about the prompt's own value, so the first step's progress "
                 "cannot be computed. Give it a method `initial_values(prompts, **columns)`, pass `initial_value`, "
-                "or rank by values alone with alpha=0."
+                "or, in a search that keeps places, rank by values alone (rank_by='values')."
             )
 
     def combine(self, value: float, advantage: float) -> float:

@@ -233,6 +233,5 @@ def _unsupported(tokenizer: Any, reason: str) -> ValueError:
     return ValueError(
         f"Token pieces were asked of a {type(tokenizer).__name__}, but {reason}, so the bytes that one sampled id "
         "contributes cannot be told. Use a tokenizer with a byte-level, SentencePiece or WordPiece decoder "
-        "(for most models `AutoTokenizer` finds one), or give the trainer a splitter that counts tokens with a "
-        "tokenizer of your own."
+        "(for most models `AutoTokenizer` finds one)."
     )

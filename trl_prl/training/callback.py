@@ -150,6 +150,11 @@ class ProcessRewardCallback(TrainerCallback):
                 f"{', '.join(sorted(process_args))} was given for `level='completion'`, which folds the scores "
                 "as they are into one reward of weight `alpha`. Leave it out, or use `level='step'`."
             )
+        if level == "step" and aggregation != "mean":
+            raise ValueError(
+                f"`aggregation` was set to {aggregation!r} with `level='step'`, where every step keeps its own score. "
+                "Leave it out, or use `level='completion'`."
+            )
         refuse_second_process_reward(trainer)
         self.trainer = trainer
         self.level = level

@@ -40,7 +40,8 @@ class EvaluationCallback(TrainerCallback):
     - `eval_pass_at_{k}`: unbiased estimate ([Chen et al.](https://huggingface.co/papers/2107.03374)).
     - `eval_unfinished`: fraction of the samples that reached the length limit. Near 0, else raise the limit.
     - `eval_unchecked`: fraction that does not count, as its outcome is not known. Near 0.
-    - `eval_no_answer`: fraction of the samples in which no final answer is found; they are wrong. Near 0.
+    - `eval_no_answer`: fraction of the samples in which no final answer is found; the reward
+      `"accuracy"` calls them wrong. Near 0.
 
     Args:
         trainer ([`~trl.GRPOTrainer`] or another trainer):
@@ -70,7 +71,7 @@ class EvaluationCallback(TrainerCallback):
         reward_threshold (`float`, *optional*, defaults to `0.5`):
             Rewards above it are right.
         check_timeout (`float`, *optional*, defaults to `30.0`):
-            Seconds after which the check of one answer counts as failed, for a reward given by its name.
+            Seconds after which the check of one answer counts as failed, for a reward given by its name; above 0.
         max_batch_tokens (`int`, *optional*, defaults to `65536`):
             Most tokens in the key-value cache at a time.
         seed (`int`, *optional*, defaults to `0`):

@@ -135,7 +135,7 @@ def calibration_metrics(pairs: Sequence[Pair]) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `num_solutions`, `mean_value`, `mean_outcome`, `brier`, `ece`, `auroc`, and the Brier score
-        by position of the last step, as [`~verifier_metrics.verifier_metrics`] computes and names them; what cannot be
+        by position of the last step, as `verifier_metrics` computes and names them; what cannot be
         computed is left out.
     """
     size = max((length for _, _, length in pairs), default=0)

@@ -58,7 +58,7 @@ class PAVRewardConfig(RewardConfig):
             inverse frequency of their class, which has the same expected gradient as sampling them in equal shares
             and drops none.
         cut_at_first_error (`bool`, *optional*, defaults to `False`):
-            Whether solutions end, in training, after the first step with a label of 0.
+            Whether solutions end, in training and evaluation, after the first step with a label of 0.
         error_threshold (`float`, *optional*, defaults to `0.5`):
             Values below it predict an error, in the metric of first-error detection.
         collected (`dict`, *optional*):
@@ -94,7 +94,8 @@ class PAVRewardConfig(RewardConfig):
         default=False, metadata={"help": "Plain-text prompts become one message of the user, for chat models."}
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the chat template as JSON, such as {'enable_thinking': false}."}
+        default=None,
+        metadata={"help": "Arguments of the chat template as JSON, such as '{\"enable_thinking\": false}'."},
     )
     prompt_format: PromptReading = field(
         default="as_given",

@@ -263,8 +263,10 @@ def _progress_error(parts: _Parts, solutions: Sequence[ScoredSolution]) -> dict[
     if np.isnan(counts).all():
         return {"no_progress_error": "the rows have no 'num_rollouts', without which noise cannot be told apart"}
     if error == 0:
-        return {"no_progress_error": "it is below the noise of the rollouts; collect more of them (--n_mc)"}
-    reason = "no two steps in a row have labels of two rollouts or more; collect more (--n_mc), or longer ones"
+        return {"no_progress_error": "it is below the noise of the rollouts; `trl-prl collect` more of them (--n_mc)"}
+    reason = (
+        "no two steps in a row have labels of two rollouts or more; `trl-prl collect` more (--n_mc), or longer ones"
+    )
     return {"no_progress_error": f"{reason} (--max_completion_length)"}
 
 

@@ -201,7 +201,7 @@ class PAVRewardTrainer(RewardTrainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Run the loop, and add the metrics of [`~verifier_metrics.verifier_metrics`].
+        """Run the loop, and add the metrics of `verifier_metrics`.
 
         The loss is the mean over all labels too. The loop's own one is a mean over batches, which depends on their
         size and counts rows twice that fill up the last one.
