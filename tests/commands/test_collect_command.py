@@ -200,6 +200,11 @@ def test_yaml_and_options(tmp_path: Path, job: Path, capsys: pytest.CaptureFixtu
         ({"generator": "openai"}, "endpoints"),
         ({"process_index": 2, "num_processes": 2}, "process 2 of 2"),
         ({"problems_per_unit": 0}, "problems_per_unit=0"),
+        ({"generator": "vllm", "adapter": "mine"}, "sample from the model without it"),
+        ({"confidence": 1.5}, "confidence=1.5"),
+        ({"rule_confidence": 0.0}, "rule_confidence=0.0"),
+        ({"n_probe": 0}, "n_probe=0"),
+        ({"seed_temperature": -1.0}, "seed_temperature=-1.0"),
     ],
 )
 def test_settings_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:

@@ -28,6 +28,7 @@ from tests.tiny_models import build_tokenizer
 from tests.verifier_models import build_verifier
 from trl_prl import RemoteProcessReward, load_process_reward
 from trl_prl.__main__ import main
+from trl_prl.prms.remote import http_calls
 from trl_prl.prms.server import create_app, describe
 from trl_prl.prompts.format import PromptFormat
 from trl_prl.rewards.checks import (
@@ -313,6 +314,12 @@ def test_tokens() -> None:
         with pytest.raises(ValueError, match="does not accept the token"):
             RemoteProcessReward(url)
         assert RemoteProcessReward(url, token="secret").returns == "values"
+
+
+def test_a_token_of_the_environment_is_kept_out_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_PRL_TOKEN", "token-of-the-environment")
+    calls = http_calls(["http://127.0.0.1:1"], None, timeout=1.0, max_attempts=1, max_wait=1.0)
+    assert calls.secret == "token-of-the-environment"
 
 
 def test_several_servers_share_the_work_and_stand_in_for_each_other() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from trl_prl.rewards.answers import final_text, math_accuracy_reward
+from trl_prl.rewards.outcomes import check_reward
 
 
 pytest.importorskip("math_verify")
@@ -81,3 +82,11 @@ def test_agreement_on_real_completions(shared_data: Path) -> None:
         gold for reward, (gold, sample) in zip(rewards, samples, strict=True) if bool(reward) != sample["correct"]
     ]
     assert sorted(differ) == [r"10{,}000", *[r"\text{4:30 p.m.}"] * 8]
+
+
+def test_a_missing_math_verify_is_named_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_reward("accuracy", ["prompt", "answer"])
+    monkeypatch.setattr("trl_prl.rewards.outcomes.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"trl-prl\[math\]"):
+        check_reward("accuracy", ["prompt", "answer"])
+    check_reward("exact_match", ["prompt", "answer"])

@@ -330,6 +330,7 @@ def test_what_is_no_trainer_is_refused(wrong: Any) -> None:
         ({"alpha": -1.0}, ValueError, "punish progress"),
         ({"best_of_k": 0}, ValueError, "at least one sample"),
         ({"level": "completion", "best_of_k": 2}, ValueError, "best_of_k was given for `level='completion'`"),
+        ({"aggregation": "min"}, ValueError, "every step keeps its own score"),
         ({"level": "completion", "aggregation": "median"}, ValueError, "Set it to one of: mean"),
         ({"unknown": 1}, TypeError, r"ProcessRewardCallback was given unknown.*takes level.*alpha_final"),
         ({"initial_valu": 1}, TypeError, r"Did you mean initial_value\?"),
