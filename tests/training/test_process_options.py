@@ -307,6 +307,17 @@ def test_the_model_card_names_the_settings(tiny_model_path: str, tmp_path: Path)
         assert card.count(row) == 1
 
 
+@both
+def test_a_reward_that_is_never_a_number_ends_no_run(kind: str, tiny_model_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(kind, tiny_model_path, tmp_path, {}, max_steps=1, logging_steps=1)
+    trainer.reward_funcs[0] = lambda completions, **columns: [None] * len(completions)
+    trainer.train()
+    trainer.create_model_card(model_name="x")
+    card = (tmp_path / "README.md").read_text()
+    assert "| process/steps_per_completion |" in card
+    assert "None" not in card.partition("## Last metrics")[2]
+
+
 def test_a_run_says_where_it_comes_from_and_hears_of_other_prompts(
     tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

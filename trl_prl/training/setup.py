@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -265,7 +266,12 @@ def write_card(trainer: Any) -> None:
         "trl_prl": package_versions().get("trl-prl"),
     }
     last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-    kept = [name for name in last if name.startswith(("reward", "kl", "process/", "eval_"))]
+    # TRL logs None for a reward that had no number in a whole rollout.
+    kept = [
+        name
+        for name, value in last.items()
+        if name.startswith(("reward", "kl", "process/", "eval_")) and isinstance(value, Real)
+    ]
     card = trl_card(path).rstrip() + section("Process rewards", settings)
     path.write_text(card + section("Last metrics", {name: f"{last[name]:.4g}" for name in kept}), encoding="utf-8")
 
