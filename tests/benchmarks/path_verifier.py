@@ -85,8 +85,8 @@ STRATEGIES = (
 
 
 QUALITIES = {
-    "auroc": "AUROC, progress of right against wrong steps",
-    "spearman": "Spearman, values against 256 rollouts",
+    "auroc": "AUROC of progress",
+    "spearman": "Spearman of values",
 }
 
 
@@ -260,7 +260,7 @@ def draw(found: dict[Strategy, Any], output: Path) -> None:
             tokens, values = zip(*sorted(points.items()), strict=True)
             band = [min(some) for some in values], [max(some) for some in values]
             draw_line(axis, index, prover, tokens, [fmean(some) for some in values], band)
-        axis.set(xlabel="million tokens of rollouts", ylabel=label, xscale="log")
+        axis.set(xlabel="million tokens of rollouts", ylabel=label)
     axes[0].legend(frameon=False, fontsize=8)
     save(figure, output.with_suffix(".png"))
 
