@@ -43,7 +43,7 @@ class MonteCarloProcessReward:
         sampling ([`SamplingParams`], *optional*):
             How to sample; `max_tokens` is the limit of a whole completion, so that of the training
             (`max_completion_length`). `n` is not read. By default as the trainer samples, where it draws the rollouts.
-        threshold (`float`, *optional*, defaults to `0.5`):
+        reward_threshold (`float`, *optional*, defaults to `0.5`):
             Rewards above it are right.
         unfinished (`str`, *optional*, defaults to `"wrong"`):
             What rollouts are that reach the length limit, and solutions that were cut off there: `"wrong"`, or
@@ -75,7 +75,7 @@ class MonteCarloProcessReward:
         n: int = 9,
         *,
         sampling: SamplingParams | None = None,
-        threshold: float = 0.5,
+        reward_threshold: float = 0.5,
         unfinished: Unfinished = "wrong",
         tokenizer: Any = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ class MonteCarloProcessReward:
             )
         self.generator, self.outcome_reward, self.n = generator, outcome_reward, n
         self.sampling, self.chat_template_kwargs = sampling, chat_template_kwargs
-        self.threshold: float = threshold
+        self.reward_threshold: float = reward_threshold
         self.unfinished: Unfinished = unfinished
         self._takes_trainers = generator is None
         self._set_tokenizer(tokenizer or getattr(generator, "tokenizer", None))
@@ -161,7 +161,7 @@ class MonteCarloProcessReward:
         seed = sampling.seed + getattr(columns.get("trainer_state"), "global_step", 0)
         spending, sampling = Spending(), replace(sampling, seed=seed)
         arguments = problems, self.generator, self.outcome_reward, self._token_pieces, sampling
-        roller = Roller(*arguments, self.threshold, spending)
+        roller = Roller(*arguments, self.reward_threshold, spending)
         finished = columns.get("finished") or [True] * len(steps)
         prefixes = self._prefixes(steps, step_token_ids)
         keys: list[list[Prefix]] = [
@@ -214,7 +214,7 @@ class MonteCarloProcessReward:
             ["".join(steps[i]) for i in ended],
             [list(solutions[i]) for i in ended],
             self.outcome_reward,
-            self.threshold,
+            self.reward_threshold,
         )
         values: list[float | None] = [0.0 if self.unfinished == "wrong" else None] * len(steps)
         for i, outcome in zip(ended, outcomes, strict=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-# Peak of dense bfloat16 computations in TFLOP/s, and memory in GiB, as the maker's data sheets give them.
+# Peak of dense bfloat16 computations in TFLOP/s, and memory in GB, as the maker's data sheets give them.
 GPUS = {
     "B200": (2250.0, 180),
     "H200": (989.0, 141),

@@ -1,4 +1,4 @@
-"""Generation with vLLM, in this process or behind TRL's server."""
+"""Generation with vLLM, in this process or behind `vllm serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of the quickstart and the benchmarks. matplotlib is imported when a figure is drawn."""
+"""What the figures of commands and benchmarks are drawn with. matplotlib is imported when a figure is drawn."""
 
 from __future__ import annotations
 

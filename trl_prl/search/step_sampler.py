@@ -155,7 +155,7 @@ class StepSampler:
             for k, prompt, row in zip(positions, prompts, self._generate(prompts, n), strict=True):
                 samples[k][0].num_prompt_tokens += len(prompt.token_ids)
                 for i, (sample, completion) in enumerate(zip(samples[k], row, strict=True)):
-                    self._append(requests[k], sample, completion)
+                    self._append(sample, completion)
                     open_samples.append((requests[k], i, sample))
         number = 0
         while open_samples := self._cut(open_samples):
@@ -165,11 +165,9 @@ class StepSampler:
                 self._prompt(request, sample.ids, f"/{i}+{number}", ids_digest(request.ids))
                 for request, i, sample in open_samples
             ]
-            for (request, _, sample), prompt, row in zip(
-                open_samples, prompts, self._generate(prompts, 1), strict=True
-            ):
+            for (*_, sample), prompt, row in zip(open_samples, prompts, self._generate(prompts, 1), strict=True):
                 sample.num_prompt_tokens += len(prompt.token_ids)
-                self._append(request, sample, row[0])
+                self._append(sample, row[0])
         return samples
 
     def _prompt(self, request: StepRequest, ids: tuple[int, ...], suffix: str, digest: str | None = None) -> Prompt:
@@ -191,7 +189,7 @@ class StepSampler:
         stop = tuple(dict.fromkeys((*self._stop, *self.sampling.stop)))
         return draw(self.generator, prompts, replace(self.sampling, n=n, stop=stop))
 
-    def _append(self, request: StepRequest, sample: StepSample, completion: Completion) -> None:
+    def _append(self, sample: StepSample, completion: Completion) -> None:
         asked = min(self.sampling.max_tokens - len(sample.ids), self._chunk(len(sample.ids)))
         sample.ids = (*sample.ids, *completion.token_ids)
         sample.num_generated_tokens += len(completion.token_ids)

@@ -32,7 +32,7 @@ from trl_prl.credit.step_tensors import step_end_mask
 
 
 def process_metric_sums(
-    step_rewards: torch.Tensor,
+    token_rewards: torch.Tensor,
     process_advantages: torch.Tensor,
     outcome_advantages: torch.Tensor,
     step_ids: torch.Tensor,
@@ -40,7 +40,7 @@ def process_metric_sums(
     """Sums from which the `process/` metrics follow; those of several processes add up.
 
     Args:
-        step_rewards (`torch.Tensor`):
+        token_rewards (`torch.Tensor`):
             Process reward of each token's step of shape (B, T), NaN where the step cannot be scored.
         process_advantages (`torch.Tensor`):
             Process part of the token advantages of shape (B, T).
@@ -56,8 +56,8 @@ def process_metric_sums(
     dtype = torch.float32 if step_ids.device.type == "mps" else torch.float64
     action_mask = step_ids >= 0
     end_mask = step_end_mask(step_ids)
-    scored_mask = end_mask & ~step_rewards.isnan()
-    rewards = step_rewards.to(dtype).masked_fill(~scored_mask, 0.0)
+    scored_mask = end_mask & ~token_rewards.isnan()
+    rewards = token_rewards.to(dtype).masked_fill(~scored_mask, 0.0)
     process = process_advantages.to(dtype).masked_fill(~action_mask, 0.0)
     num_tokens = action_mask.sum(1).to(dtype)
     outcome = outcome_advantages.to(dtype)

@@ -35,9 +35,10 @@ class PRLTrainer(ProcessGRPOTrainer):
     step or token has an advantage of its own and no reward model is needed. Source:
     [PRL](https://huggingface.co/papers/2601.10201), Alg. 1.
 
-    Overrides `add_process_advantages` and `on_loss_logps` of [`ProcessGRPOTrainer`]; the rest, the reference model and
-    its synchronisation included, is inherited unchanged. By default it needs no forward pass beyond those of GRPO with
-    the same `beta`: the policy's log-probs are those of the loss's own forward, detached.
+    Overrides `add_process_advantages`, `on_loss_logps`, `build_radar` and `process_settings` of
+    [`ProcessGRPOTrainer`], and passes TRL's `_get_per_token_logps_and_entropies` through; the rest, the reference
+    model and its synchronisation included, is inherited unchanged. By default it needs no forward pass beyond those
+    of GRPO with the same `beta`: the policy's log-probs are those of the loss's own forward, detached.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or `PeftModel`):
