@@ -160,7 +160,7 @@ def trial(modulus: int, num_batches: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moduli", type=int, nargs="+", default=[31, 97])
+    parser.add_argument("--moduli", type=int, nargs="+", default=[31])
     parser.add_argument("--num_batches", type=int, nargs="+", default=[1000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/figures/modular_trial.json"))

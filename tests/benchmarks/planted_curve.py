@@ -14,7 +14,6 @@ import argparse
 import statistics
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import Results, machine_text, table
