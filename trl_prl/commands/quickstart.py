@@ -115,8 +115,8 @@ def learned(planted: Mapping[str, list[float]], searched: Mapping[str, Mapping[s
         f"{rare[1]:.0f} %; on far paths a verifier learned from rollouts finds {beam:.0f} % step by step and "
         f"{best:.0f} % as a judge of whole walks, where exact values find {exact:.0f} %.",
         "Not learned: whether that holds beyond one seed and two toy tasks, what the verifier cost, nor that the "
-        "outcome alone must fail, as both have the paper's learning rate: with one tuned for each it needs 2 to 6 times "
-        "the steps; docs/experiments has seeds, spread, cost and losses.",
+        "outcome alone must fail, as both have the paper's learning rate: with one tuned for each it needs 2 to 6 "
+        "times the steps; docs/experiments has seeds, spread, cost and losses.",
     )
 
 
