@@ -143,7 +143,7 @@ def test_text_with_a_chat_model_warns_once(caplog: pytest.LogCaptureFixture) -> 
         for _ in range(3):
             prompt_token_ids(tokenizer, "1+1=")
         prompt_token_ids(tokenizer, USER)
-    assert caplog.text.count("`as_user_message`") == 1
+    assert caplog.text.count("--as_user_message") == 1
 
 
 def test_nothing_warns_without_a_template_and_messages_are_refused(caplog: pytest.LogCaptureFixture) -> None:
