@@ -221,7 +221,7 @@ class PAVTrainer(PAVHooks, ProcessGRPOTrainer):
     Drop-in for [`~trl.GRPOTrainer`]: the advantage of a token is TRL's outcome advantage plus `alpha` times the
     progress its step makes under a prover. Source: [PAV](https://huggingface.co/papers/2410.08146), eq. 2 and 5.
 
-    Overrides `add_process_advantages`, `process_settings`, `train` and `save_model` of [`ProcessGRPOTrainer`], no more.
+    Overrides `add_process_advantages`, `process_settings`, `train` and `save_model` of [`ProcessGRPOTrainer`].
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or `PeftModel`):
