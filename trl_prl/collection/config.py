@@ -59,7 +59,7 @@ class CollectConfig(JobConfig):
         low = {"n_cov": 1, "n_mc": 1, "n_probe": 1, "n_branch": 0, "seed_temperature": 0}
         for name, least in low.items():
             if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"Got {name}={value}, which leaves nothing to sample. Use {least} or more.")
+                raise ValueError(f"Got {name}={value}, with which nothing can be sampled. Use {least} or more.")
         if not 0 < self.rule_confidence < 1:
             raise ValueError(
                 f"Got rule_confidence={self.rule_confidence}, but the looks of the adaptive rule have some coverage, "

@@ -151,8 +151,8 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
     from trl_prl.rewards.checks import warn_of_other_prompts, warn_of_other_splitter
 
     verifier = load_verifier(options)
-    made = options.prompts()
-    warn_of_other_prompts(verifier, made.prompt_of(rows[0]), made)
+    format_of_rows = options.prompts()
+    warn_of_other_prompts(verifier, format_of_rows.prompt_of(rows[0]), format_of_rows)
     collected = collected_settings(options.dataset) or {}
     warn_of_training_prompts(verifier, collected.get("fingerprint"), options.dataset)
     if (splitter := collected_splitter(options.dataset)) is not None:
@@ -165,7 +165,7 @@ def score_rows(rows: Sequence[Mapping[str, Any]], options: Options) -> list[Scor
         for start in range(0, len(rows), ROWS_PER_CHUNK):
             chunk = rows[start : start + ROWS_PER_CHUNK]
             steps = [_steps(row, separator) for row in chunk]
-            prompts = [made.prompt_of(row) for row in chunk]
+            prompts = [format_of_rows.prompt_of(row) for row in chunk]
             _, values = score_prefixes(verifier, prompts, steps, [is_finished(row) for row in chunk])
             for row, prompt, scores in zip(chunk, prompts, values, strict=True):
                 given = (options.prompt_column, "completions", "labels")

@@ -192,8 +192,8 @@ def check_loading_options(options: Mapping[str, Any], *functions: Callable[..., 
     """
     taken = {name for function in functions for name in inspect.signature(function).parameters}
     if unknown := sorted(set(options) - taken - _LOADING_OPTIONS):
-        names = {"family", "reference", "device", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "revision"}
-        names.add("vllm")
+        names = {"family", "reference", "device", "device_map", "dtype", "revision", "vllm"}
+        names |= {"load_in_4bit", "load_in_8bit"}
         taken -= {"self", "model", "tokenizer", "settings", "kwargs"}
         raise ValueError(
             f"Got the option {unknown[0]!r}, which nothing would heed. Use one of {', '.join(sorted(names | taken))}, "

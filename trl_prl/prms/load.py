@@ -35,8 +35,8 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
     Make a process reward of whatever says where one is.
 
     Everything that takes a verifier takes what this takes, and a text may carry options behind commas:
-    `"my/prm,load_in_4bit=true"`. No remote code is run
-    without `trust_remote_code=True`, and no pickle is read.
+    `"my/prm,load_in_4bit=true"`. No remote code is run without
+    `trust_remote_code=True`, and no pickle is read.
 
     Args:
         process_reward (`str`, `Path` or [`ProcessReward`]):
