@@ -1,13 +1,11 @@
 """GRPO, PRL and PAV on a small language model and word problems, from a supervised start to search with a verifier.
 
-    python tests/benchmarks/word_problem_runs.py --model SmolLM2-135M-Instruct --out runs/words --parallel 6
+    python tests/benchmarks/word_problem_runs.py --model SmolLM2-135M-Instruct --out runs/words --preset cpu
     python tests/benchmarks/word_problem_runs.py --out runs/words --stage report
 
-Without `--stage` all is done, in an order that leaves something to report whenever time runs out: the supervised
-start; training with GRPO and PRL, in processes of their own beside the collection of step values and the training of a
-verifier; training with PAV as soon as there is a verifier; search. After `--budget` seconds no stage is begun, and
-training ends in time for its last evaluation. What is finished is kept, and not done again. `--size name=value`
-changes any of the sizes of `word_problem_stages.py`.
+Without `--stage` all is done: the supervised start, step values and a verifier, search, and the training runs,
+`--parallel` at a time in processes of their own. What is finished is kept, and not done again; an interrupted training
+goes on from its last checkpoint. `--size name=value` changes any of the sizes of `word_problem_lab.py`.
 """
 
 from __future__ import annotations
@@ -18,98 +16,69 @@ import json
 import math
 import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import machine, machine_text, spread, table
+from common import machine_text, spread, table
 
 
 RUNS = "GRPO:0 PRL:0 PAV:0 GRPO:1 PRL:1 PAV:1"
-STAGES = ("sft", "evaluate", "collect", "verifier", "rl", "search", "report", "all")
-# Kept for the last evaluations of the training runs, and to write what there is.
-SECONDS_TO_END = 15.0
+STAGES = ("sft", "evaluate", "collect", "verifier", "search", "rl", "report", "all")
 
 
 def make_lab(args: argparse.Namespace) -> Any:
     """The stages' common ground; here, as it brings in everything heavy."""
     import torch
-    from word_problem_stages import PRESETS, Lab
+    from word_problem_lab import PRESETS, Lab
 
     torch.set_num_threads(args.threads)
     sizes = PRESETS[args.preset]
     kinds = {field.name: type(getattr(sizes, field.name)) for field in dataclasses.fields(sizes)}
     given = dict(text.split("=", 1) for text in args.size)
     sizes = dataclasses.replace(sizes, **{name: kinds[name](value) for name, value in given.items()})
-    return Lab(args.out, args.model, args.device, sizes, args.until)
+    args.out.mkdir(parents=True, exist_ok=True)
+    setup = {"sizes": dataclasses.asdict(sizes), "model": Path(args.model).name}
+    (args.out / "setup.json").write_text(json.dumps(setup))
+    return Lab(args.out, args.model, args.device, sizes)
 
 
 def run_stage(name: str, args: argparse.Namespace, lab: Any) -> None:
     """Do one stage in this process."""
-    import word_problem_stages as stages
+    import word_problem_training as training
+    import word_problem_verifier as verifier
 
-    compute: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
-        "sft": ("sft", stages.supervised_start),
-        "evaluate": ("start", stages.evaluate_start),
-        "collect": ("collection", stages.collect_values),
-        "verifier": ("verifier", stages.train_verifier),
-        "search": ("search", stages.search),
-    }
     if name == "rl":
-        run = stages.Run.parse(args.run)
-        lab.await_result("sft")
-        lab.once(run.name, lambda: stages.train_run(lab, run))
-    else:
-        lab.once(compute[name][0], lambda: compute[name][1](lab))
-
-
-def begin_run(run: str, args: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Begin a training run in a process of its own."""
-    command = [sys.executable, __file__, "--stage", "rl", "--run", run, "--threads", "2"]
-    for name in ("model", "out", "device", "preset", "until"):
-        command += [f"--{name}", str(getattr(args, name))]
-    log = (args.out / f"log-{run.replace(':', '-seed').replace(',', '-').replace('=', '-')}.txt").open("ab")
-    return subprocess.Popen([*command, "--size", *args.size], stdout=log, stderr=log)
+        run = training.Run.parse(args.run)
+        lab.once(run.name, lambda: training.train_run(lab, run))
+        return
+    compute: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+        "sft": ("sft", training.supervised_start),
+        "evaluate": ("start", training.evaluate_start),
+        "collect": ("collection", verifier.collect_values),
+        "verifier": ("verifier", verifier.train_verifier),
+        "search": ("search", verifier.search),
+    }
+    lab.once(compute[name][0], lambda: compute[name][1](lab))
 
 
 def drive(args: argparse.Namespace) -> None:
-    """Do everything, as far as there is time."""
-    began, waiting, running = time.time(), args.runs.split(), list[tuple[str, subprocess.Popen[bytes]]]()
-    # Those that need no verifier do not wait for one.
-    waiting.sort(key=lambda run: run.startswith("PAV"))
-
-    def fill() -> None:
-        while waiting and sum(process.poll() is None for _, process in running) < args.parallel:
-            running.append((waiting[0], begin_run(waiting.pop(0), args)))
-
-    if args.parallel > 1:
-        fill()  # they get ready while the start is trained, and wait for it
+    """Do everything."""
     lab = make_lab(args)
-    lab.path("setup").write_text(
-        json.dumps({"sizes": dataclasses.asdict(lab.sizes), "machine": machine(), "model": Path(args.model).name})
-    )
     for name in ("sft", "evaluate", "collect", "verifier", "search"):
-        if time.time() > args.until:
-            print(f"{name}: no time left", flush=True)
-            continue
-        try:
-            run_stage(name, args, lab)
-        except Exception:
-            # The other stages may still do; what needs this one fails too, and says so.
-            traceback.print_exc()
-        fill()
-    while running and time.time() < args.until + SECONDS_TO_END:
-        fill()
-        if all(process.poll() is not None for _, process in running) and not waiting:
-            break
-        time.sleep(0.2)
-    for run, process in running:
-        if process.poll() is None:
-            process.kill()
-        print(f"{run}: exit {process.wait()}", flush=True)
-    lab.path("total").write_text(json.dumps({"seconds": time.time() - began}))
+        run_stage(name, args, lab)
+
+    def train(run: str) -> None:
+        command = [sys.executable, __file__, "--stage", "rl", "--run", run, "--size", *args.size]
+        for name in ("model", "out", "device", "preset", "threads"):
+            command += [f"--{name}", str(getattr(args, name))]
+        with (args.out / f"log-{run.replace(':', '-seed').replace(',', '-').replace('=', '-')}.txt").open("ab") as log:
+            done = subprocess.run(command, stdout=log, stderr=log)
+        print(f"{run}: exit {done.returncode}", flush=True)
+
+    with ThreadPoolExecutor(args.parallel) as pool:
+        list(pool.map(train, args.runs.split()))
 
 
 # ---- the report ----
@@ -198,9 +167,10 @@ def report(args: argparse.Namespace) -> None:
     if "search" in found:
         parts.append(f"{found['search']['num_problems']} test problems of three and four calculations\n\n")
         parts[-1] += search_table(found)
-    seconds = {name: data["seconds"] for name, data in found.items() if isinstance(data, dict) and "seconds" in data}
+    seconds = {name: data["seconds"] for name, data in found.items() if "seconds" in data}
     parts.append("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ".\n")
-    parts.append(machine_text(found["setup"]["machine"]) + "\n")
+    machines = dict.fromkeys(machine_text(data["machine"]) for data in found.values() if "machine" in data)
+    parts.append("\n".join(machines) + "\n")
     text = "\n".join(parts)
     args.output.with_suffix(".md").write_text(text)
     print(text)
@@ -214,19 +184,15 @@ def main() -> None:
     parser.add_argument("--model", default="", help="folder or Hub id of the chat model to begin with")
     parser.add_argument("--out", type=Path, default=Path("runs/words"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--preset", choices=("gpu", "tiny"), default="gpu")
+    parser.add_argument("--preset", choices=("gpu", "cpu", "tiny"), default="gpu")
     parser.add_argument("--size", nargs="*", default=[], help="sizes as name=value")
     parser.add_argument("--parallel", type=int, default=1, help="training runs at a time")
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
-    parser.add_argument("--until", type=float, default=math.inf, help="the same as a time of the clock")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/word_problems.json"))
     args = parser.parse_args()
-    args.until = min(args.until, time.time() + args.budget - (SECONDS_TO_END if args.budget < math.inf else 0))
     if args.stage == "report":
         report(args)
         return
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "all":
         drive(args)
     else:

@@ -28,9 +28,7 @@ from datasets import Dataset
 Split = Literal["train", "tuning", "test"]
 
 NUM_STEPS = (2, 3, 4)
-SYSTEM_PROMPT = (
-    "Solve the problem. Write one calculation per line, such as 3 + 4 = 7. End with the line: The answer is N."
-)
+SYSTEM_PROMPT = "Write one calculation per line."
 
 _NAMES = ("Mia", "Noah", "Zoe", "Liam", "Ava", "Omar", "Lena", "Hugo", "Nina", "Ivan", "Rosa", "Theo")
 # What is counted; how it is gained, lost, and what it comes in.
