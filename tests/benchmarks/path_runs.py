@@ -16,6 +16,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from common import machine, machine_text, spread, table
 from path_training import Run, train_paths
 
 from trl_prl.demo.paths import path_policy_path
+from trl_prl.report.plots import STYLES, draw_line, new_figure, save
 
 
 def parse(text: str) -> Run:
@@ -78,6 +80,32 @@ def credit_of(process_reward: str) -> str:
     return ", refreshed verifier" if "refresh_every" in process_reward else ", learned verifier"
 
 
+def draw(runs: dict[str, Any], path: Path) -> None:
+    """Methods with several seeds on the test split: far goals on the way, and at the end against the KL."""
+    figure, axes = new_figure(3, 4.4)
+    methods: dict[str, list[Any]] = {}
+    for result in runs.values():
+        if result["split"] == "test":
+            run = result["run"]
+            label = run["method"] + (f", {run['coefficient']:g}" if run["coefficient"] else "")
+            methods.setdefault(label + credit_of(run["process_reward"]), []).append(result)
+    several = {label: members for label, members in methods.items() if len(members) > 1}
+    for index, (label, members) in enumerate(several.items()):
+        steps = sorted(set.intersection(*[set(map(int, m["scores"])) for m in members]))
+        curves = [[m["scores"][str(step)]["far/avg"] for m in members] for step in steps]
+        band = ([min(values) for values in curves], [max(values) for values in curves])
+        draw_line(axes[0], index, label, steps, [fmean(values) for values in curves], band)
+        ends = [m["scores"][max(m["scores"], key=int)] for m in members]
+        for axis, name in ((axes[1], "far/avg"), (axes[2], "far/pass@64")):
+            style = STYLES[index % len(STYLES)] | {"linestyle": "none"}
+            axis.plot([end["far/kl"] for end in ends], [end[name] for end in ends], label=label, **style)
+    axes[0].set(xlabel="optimizer step", ylabel="far goals reached, %")
+    axes[1].set(xlabel="KL to the start, nats", ylabel="far goals reached at the end, %")
+    axes[2].set(xlabel="KL to the start, nats", ylabel="far goals, pass@64 at the end, %")
+    axes[0].legend(frameon=False, fontsize=7)
+    save(figure, path)
+
+
 def show(args: argparse.Namespace) -> None:
     """Keep the runs of folders in one file, and write their table next to it."""
     runs = json.loads(args.output.read_text()) if args.output.exists() else {}
@@ -123,6 +151,7 @@ def show(args: argparse.Namespace) -> None:
         "far KL",
     ]
     machines = dict.fromkeys(machine_text(result["machine"]) for result in runs.values())
+    draw(runs, args.output.with_suffix(".png"))
     text = "\n".join([table(header, rows), *machines]) + "\n"
     args.output.with_suffix(".md").write_text(text)
     print(text)

@@ -176,13 +176,14 @@ def _log_ratios(model: Any, reference: Any, ids: torch.Tensor, start: int, eos: 
 class _Evaluate(TrainerCallback):
     """Evaluates on a split every so many optimizer steps."""
 
-    def __init__(self, tokenizer: Any, split: Split, every: int) -> None:
-        self.tokenizer, self.split, self.every = tokenizer, split, every
+    def __init__(self, tokenizer: Any, split: Split, every: int, reference: Any) -> None:
+        self.tokenizer, self.split, self.every, self.reference = tokenizer, split, every, reference
         self.scores: dict[int, dict[str, float]] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            self.scores[state.global_step] = evaluate_paths(model, self.tokenizer, self.split)
+            scores = evaluate_paths(model, self.tokenizer, self.split, reference=self.reference.to(model.device))
+            self.scores[state.global_step] = scores
 
 
 def _kind_of(run: Run, num_eval_problems: int) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
@@ -254,7 +255,8 @@ def train_paths(
     """
     trainer_class, config_class, fields, arguments = _kind_of(run, num_eval_problems)
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    evaluations = [] if split is None else [_Evaluate(tokenizer, split, evaluate_every)]
+    reference = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    evaluations = [] if split is None else [_Evaluate(tokenizer, split, evaluate_every, reference)]
     with tempfile.TemporaryDirectory() as temporary_dir:
         args = config_class(**cpu_fields(str(output_dir or temporary_dir)), **fields)
         problems = training_problems(run.num_prompts * run.max_steps, run.seed)
@@ -262,7 +264,7 @@ def train_paths(
         logs = train_quietly(trainer, on_step)
     scores: dict[int, dict[str, float]] = {}
     if split is not None:
-        reference = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).to(trainer.model.device)
+        reference.to(trainer.model.device)
         before = evaluate_paths(reference, tokenizer, split, num_samples=64, seed=run.seed)
         after = evaluate_paths(trainer.model, tokenizer, split, 64, run.seed, reference)
         scores = {0: before, **evaluations[0].scores, run.max_steps: after}

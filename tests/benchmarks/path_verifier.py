@@ -47,20 +47,26 @@ class Strategy:
     n_mc: int
     temperature: float = 1.0
     best_of_k: int = 1
-    from_scratch: bool = False
+    width: int = 0  # of a model from scratch, the policy's is 128; 0 starts from the policy's weights
     problems: int = 1115  # all of the train split
     steps: int = 2000
     used: int = 0  # only the first so many of the solutions of a problem; 0 for all
     seed: int = 0  # of weights and batches
+    sampling: str = "iid"  # or "first_pit" or "adaptive"
 
     @property
     def collection(self) -> str:
-        return f"{self.problems}x{self.n_cov}x{self.n_mc}-t{self.temperature:g}"
+        sampling = "" if self.sampling == "iid" else f"-{self.sampling}"
+        return f"{self.problems}x{self.n_cov}x{self.n_mc}-t{self.temperature:g}{sampling}"
+
+    @property
+    def start(self) -> str:
+        return f"scratch{f' of width {self.width}' * (self.width != 128)}" if self.width else "policy"
 
     @property
     def name(self) -> str:
-        start = "scratch" if self.from_scratch else "policy"
         ends = f"-first{self.used}" * bool(self.used), f"-seed{self.seed}" * bool(self.seed)
+        start = self.start.replace(" ", "_")
         return f"{self.collection}{ends[0]}-k{self.best_of_k}-{start}-{self.steps}{ends[1]}"
 
     @property
@@ -74,15 +80,25 @@ STRATEGIES = (
     Strategy(8, 2),
     Strategy(8, 2, temperature=0.3, steps=500),
     Strategy(8, 2, temperature=0.3, steps=4000),
-    Strategy(8, 2, temperature=0.3, from_scratch=True),
+    Strategy(8, 2, temperature=0.3, width=128),
     Strategy(4, 4, best_of_k=4),  # without bias from K rollouts or more
     Strategy(1, 16, temperature=0.3),
     # What fewer tokens buy, with as many passes over the solutions.
     *(Strategy(8, 2, temperature=t, used=used, steps=250 * used) for t in (0.3, 1.0) for used in (1, 2, 4)),
     Strategy(8, 2, temperature=0.3, used=2),
     *(Strategy(8, 2, temperature=t, seed=1) for t in (0.3, 1.0)),
+    Strategy(8, 2, temperature=0.3, sampling="first_pit"),
+    Strategy(3, 16, temperature=0.3, sampling="adaptive"),
+    *(Strategy(8, 2, temperature=0.3, width=width) for width in (64, 192)),
 )
 
+
+# Fields of `CollectConfig`.
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "iid": {},
+    "first_pit": {"strategy": "first_pit", "n_probe": 2},
+    "adaptive": {"adaptive": True, "n_probe": 2, "tolerance": 0.1},
+}
 
 QUALITIES = {
     "auroc": "AUROC of progress",
@@ -98,32 +114,15 @@ def collect_path_values(
     n_mc: int = 16,
     temperature: float = 1.0,
     seed: int = 0,
+    sampling: str = "iid",
     on_progress: OnProgress | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Value the steps of the shipped policy's solutions by its rollouts, or read what is collected.
-
-    Args:
-        output_dir (`Path`):
-            Folder of the collection, which may be unfinished.
-        num_problems (`int`):
-            Problems of the train split.
-        n_cov (`int`, *optional*, defaults to `4`), n_mc (`int`, *optional*, defaults to `16`):
-            Solutions per problem, sampled at temperature 1, and rollouts of every prefix.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of the rollouts, the prover's.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of problems and samples.
-        on_progress (`Callable`, *optional*):
-            As in [`collect`].
-
-    Returns:
-        `tuple`: Rows with `prompt`, `completions` (steps) and `labels`, and what they cost.
-    """
+    """Value the steps of the shipped policy's solutions by rollouts, if that is not done; the rows and their cost."""
     config = CollectConfig(
         model="trl_prl/demo/path_policy", dataset="trl_prl.demo.paths", reward="trl_prl.demo.paths:path_reward",
         output_dir=str(output_dir), n_cov=n_cov, n_mc=n_mc, splitter="newline", temperature=temperature,
         max_completion_length=MAX_COMPLETION_LENGTH, seed_temperature=None if temperature == 1.0 else 1.0,
-        problems_per_unit=32, seed=seed,
+        problems_per_unit=32, seed=seed, **SAMPLINGS[sampling],
     )  # fmt: skip
     dataset = verifier_problems("train", num_problems, seed)
 
@@ -143,43 +142,26 @@ def train_path_verifier(
     output_dir: Path,
     *,
     max_steps: int = 600,
-    from_scratch: bool = False,
+    width: int = 0,
     prover: str = "the shipped policy",
     seed: int = 0,
 ) -> ProcessAdvantageVerifier:
-    """Train a verifier on collected values, and calibrate it on a tenth of their problems.
-
-    Args:
-        rows (`Dataset`):
-            Of [`collect_path_values`].
-        output_dir (`Path`):
-            Folder to save the verifier in.
-        max_steps (`int`, *optional*, defaults to `600`):
-            Optimizer steps of 64 solutions.
-        from_scratch (`bool`, *optional*, defaults to `False`):
-            Whether to start from random weights instead of the shipped policy's.
-        prover (`str`, *optional*):
-            Whose values these are, for the verifier's settings.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights and batches.
-
-    Returns:
-        [`ProcessAdvantageVerifier`]: The verifier, saved.
-    """
+    """Train a verifier on collected values, calibrate it on a tenth of their problems, and save it."""
     names = sorted(set(rows["row"]))
     cut = names[int(0.9 * len(names))]
     fit, held_out = rows.filter(lambda row: row["row"] < cut), rows.filter(lambda row: row["row"] >= cut)
     torch.manual_seed(seed)
     path, fields = path_policy_path(), cpu_fields(str(output_dir))
-    if from_scratch:
-        model = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(path, num_labels=1))
+    if width:
+        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "head_dim": width // 4}
+        model = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(path, num_labels=1, **sizes))
     else:
         model = AutoModelForTokenClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path)
     del fields["temperature"]
     config = PAVRewardConfig(
         **{**fields, "logging_steps": 10}, per_device_train_batch_size=64, per_device_eval_batch_size=256,
-        max_steps=max_steps, learning_rate=1e-3 if from_scratch else 7e-4, lr_scheduler_type="cosine",
+        max_steps=max_steps, learning_rate=1e-3 if width else 7e-4, lr_scheduler_type="cosine",
         warmup_steps=20, balance_classes=False, max_length=64, prover=prover, seed=seed,
     )  # fmt: skip
     trainer = PAVRewardTrainer(model, config, train_dataset=fit, eval_dataset=held_out, processing_class=tokenizer)
@@ -213,7 +195,7 @@ def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> Proc
         rows,
         args.work / "verifiers" / strategy.name,
         max_steps=strategy.steps,
-        from_scratch=strategy.from_scratch,
+        width=strategy.width,
         prover=strategy.prover,
         seed=strategy.seed,
     )
@@ -227,11 +209,12 @@ def show(args: argparse.Namespace) -> None:
     for strategy in (one for one in found if one.seed == 0):
         seeds = [data for other, data in found.items() if replace(other, seed=0) == strategy]
         scores = [[data["quality"][name] for data in seeds] for name in ("auroc", "spearman", "rmse")]
+        sampling = "" if strategy.sampling == "iid" else f", {strategy.sampling.replace('_', ' ')}"
         rows.append(
             [
                 strategy.prover,
-                f"{strategy.problems} x {strategy.used or strategy.n_cov} x {strategy.n_mc}",
-                f"{'scratch' if strategy.from_scratch else 'policy'}, {strategy.steps} steps",
+                f"{strategy.problems} x {strategy.used or strategy.n_cov} x {strategy.n_mc}{sampling}",
+                f"{strategy.start}, {strategy.steps} steps",
                 f"{seeds[0]['cost']['num_sampled_tokens'] / 1e6:.2f}",
                 *(spread(one, 3) if len(one) > 1 else f"{one[0]:.3f}" for one in scores),
             ]
@@ -251,7 +234,8 @@ def draw(found: dict[Strategy, Any], output: Path) -> None:
         lines: dict[str, dict[float, list[float]]] = {}
         for strategy, data in found.items():
             tokens, value = data["cost"]["num_sampled_tokens"] / 1e6, data["quality"][name]
-            plain = strategy.steps == 250 * (strategy.used or strategy.n_cov) and not strategy.from_scratch
+            plain = strategy.steps == 250 * (strategy.used or strategy.n_cov) and not strategy.width
+            plain &= strategy.sampling == "iid"
             if plain and strategy.best_of_k == 1:
                 lines.setdefault(strategy.prover, {}).setdefault(tokens, []).append(value)
             else:
@@ -284,7 +268,7 @@ def main() -> None:
             continue
         rows, cost = collect_path_values(
             args.work / strategy.collection, strategy.problems, n_cov=strategy.n_cov, n_mc=strategy.n_mc,
-            temperature=strategy.temperature,
+            temperature=strategy.temperature, sampling=strategy.sampling,
             on_progress=lambda progress, strategy=strategy: print(f"{strategy.collection}: {progress}", flush=True),
         )  # fmt: skip
         if strategy.used:
