@@ -17,27 +17,13 @@ from pathlib import Path
 
 import torch
 from common import Results, machine_text, table
-from planted_samples import REWARDS, THRESHOLD, StopAtAccuracy, base_accuracy, steps_text
+from planted_samples import REWARDS, THRESHOLD, base_accuracy, steps_needed, steps_text
 
-from trl_prl.demo.planted_training import train_planted
-from trl_prl.demo.training import steps_to_accuracy
 from trl_prl.report.plots import draw_line, new_figure, save
 
 
 TUNING_SEEDS = range(100, 102)
 TUNING_LIMIT = 250
-
-
-def steps_needed(seed: int, alpha: float, iterations: int, learning_rate: float, limit: int) -> int | None:
-    run = train_planted(
-        seed,
-        alpha,
-        max_steps=limit,
-        base_iterations=iterations,
-        learning_rate=learning_rate,
-        callbacks=[StopAtAccuracy(THRESHOLD)],
-    )
-    return steps_to_accuracy(run.accuracies, THRESHOLD)
 
 
 def tune(results: Results, rates: list[float], bases: list[int]) -> tuple[dict[int, dict[str, float]], str]:
@@ -56,7 +42,9 @@ def tune(results: Results, rates: list[float], bases: list[int]) -> tuple[dict[i
                 rate: [
                     results.get(
                         f"tune {iterations} {name} {rate:g} seed {seed}",
-                        partial(steps_needed, seed, alpha, iterations, rate, TUNING_LIMIT),
+                        partial(
+                            steps_needed, seed, alpha, TUNING_LIMIT, base_iterations=iterations, learning_rate=rate
+                        ),
                     )
                     for seed in TUNING_SEEDS
                 ]
@@ -87,7 +75,7 @@ def run(
             name: [
                 results.get(
                     f"{iterations} {name} {tuned[name]:g} seed {seed}",
-                    partial(steps_needed, seed, alpha, iterations, tuned[name], limit),
+                    partial(steps_needed, seed, alpha, limit, base_iterations=iterations, learning_rate=tuned[name]),
                 )
                 for seed in seeds
             ]

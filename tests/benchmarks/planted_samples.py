@@ -12,7 +12,8 @@ from transformers import GenerationConfig, TrainerCallback
 
 from trl_prl.demo.planted import planted_reward
 from trl_prl.demo.planted_policy import build_base_policy, build_planted_tokenizer
-from trl_prl.demo.training import WINDOW
+from trl_prl.demo.planted_training import train_planted
+from trl_prl.demo.training import WINDOW, steps_to_accuracy
 
 
 REWARDS = {"effective reward": 1.0, "outcome only": 0.0}
@@ -82,6 +83,12 @@ def base_accuracy(seed: int, iterations: int, num_samples: int) -> float:
     """Success of a base policy of so many supervised iterations."""
     samples = sample_planted(build_base_policy(seed, num_iterations=iterations), num_samples)
     return sum(samples) / len(samples)
+
+
+def steps_needed(seed: int, alpha: float, limit: int, **settings: Any) -> int | None:
+    """Optimizer steps until the policy is right often enough, `None` where it is not within the limit."""
+    run = train_planted(seed, alpha, max_steps=limit, callbacks=[StopAtAccuracy(THRESHOLD)], **settings)
+    return steps_to_accuracy(run.accuracies, THRESHOLD)
 
 
 def steps_text(steps: list[int | None], limit: int) -> str:
