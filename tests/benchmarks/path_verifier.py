@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,6 @@ from trl_prl.demo.path_values import PathExam, judge, path_exam, path_generator,
 from trl_prl.demo.paths import MAX_COMPLETION_LENGTH, path_policy_path, path_reward
 from trl_prl.demo.training import cpu_fields, train_quietly
 from trl_prl.jobs.options import Tools
-from trl_prl.jobs.progress import OnProgress
 from trl_prl.report.plots import draw_line, new_figure, save
 from trl_prl.verifier.config import PAVRewardConfig
 from trl_prl.verifier.model import ProcessAdvantageVerifier
@@ -88,7 +88,7 @@ STRATEGIES = (
     Strategy(8, 2, temperature=0.3, used=2),
     *(Strategy(8, 2, temperature=t, seed=1) for t in (0.3, 1.0)),
     Strategy(8, 2, temperature=0.3, sampling="first_pit"),
-    Strategy(3, 16, temperature=0.3, sampling="adaptive"),
+    Strategy(3, 8, temperature=0.3, sampling="adaptive"),
     *(Strategy(8, 2, temperature=0.3, width=width) for width in (64, 192)),
 )
 
@@ -106,69 +106,56 @@ QUALITIES = {
 }
 
 
-def collect_path_values(
-    output_dir: Path,
-    num_problems: int,
-    *,
-    n_cov: int = 4,
-    n_mc: int = 16,
-    temperature: float = 1.0,
-    seed: int = 0,
-    sampling: str = "iid",
-    on_progress: OnProgress | None = None,
-) -> tuple[Dataset, dict[str, Any]]:
+def collect_values(work: Path, strategy: Strategy) -> tuple[Dataset, dict[str, Any]]:
     """Value the steps of the shipped policy's solutions by rollouts, if that is not done; the rows and their cost."""
     config = CollectConfig(
         model="trl_prl/demo/path_policy", dataset="trl_prl.demo.paths", reward="trl_prl.demo.paths:path_reward",
-        output_dir=str(output_dir), n_cov=n_cov, n_mc=n_mc, splitter="newline", temperature=temperature,
-        max_completion_length=MAX_COMPLETION_LENGTH, seed_temperature=None if temperature == 1.0 else 1.0,
-        problems_per_unit=32, seed=seed, **SAMPLINGS[sampling],
+        output_dir=str(work / strategy.collection), n_cov=strategy.n_cov, n_mc=strategy.n_mc, splitter="newline",
+        temperature=strategy.temperature, seed_temperature=None if strategy.temperature == 1.0 else 1.0,
+        max_completion_length=MAX_COMPLETION_LENGTH, problems_per_unit=32, **SAMPLINGS[strategy.sampling],
     )  # fmt: skip
-    dataset = verifier_problems("train", num_problems, seed)
+    dataset = verifier_problems("train", strategy.problems, seed=0)
 
     def make_worker() -> CollectWorker:
         generator = path_generator()
         made: dict[str, Any] = {"tokenizer": generator.tokenizer, "generator": generator, "reward": path_reward}
         return CollectWorker(config, dataset, Tools(config, **made))
 
+    def on_progress(progress: Any) -> None:
+        print(f"{strategy.collection}: {progress}", flush=True)
+
     found = collect(config, dataset, make_worker, on_progress=on_progress)
     if found is None:
-        raise RuntimeError(f"Other processes have shares of {output_dir} to do. Start this in one process.")
+        raise RuntimeError(f"Other processes have shares of {config.output_dir} to do. Start this in one process.")
     return load_dataset("parquet", data_files=str(found.path), split="train"), asdict(found.spending)
 
 
-def train_path_verifier(
-    rows: Dataset,
-    output_dir: Path,
-    *,
-    max_steps: int = 600,
-    width: int = 0,
-    prover: str = "the shipped policy",
-    seed: int = 0,
-) -> ProcessAdvantageVerifier:
+def train_verifier(work: Path, strategy: Strategy, rows: Dataset) -> ProcessAdvantageVerifier:
     """Train a verifier on collected values, calibrate it on a tenth of their problems, and save it."""
+    if strategy.best_of_k > 1:
+        rows = rows.map(lambda row: best_of_k_row(row, strategy.best_of_k, "unbiased"), features=rows.features)
     names = sorted(set(rows["row"]))
     cut = names[int(0.9 * len(names))]
     fit, held_out = rows.filter(lambda row: row["row"] < cut), rows.filter(lambda row: row["row"] >= cut)
-    torch.manual_seed(seed)
-    path, fields = path_policy_path(), cpu_fields(str(output_dir))
+    torch.manual_seed(strategy.seed)
+    path, folder, width = path_policy_path(), str(work / "verifiers" / strategy.name), strategy.width
     if width:
         sizes = {"hidden_size": width, "intermediate_size": 2 * width, "head_dim": width // 4}
         model = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(path, num_labels=1, **sizes))
     else:
         model = AutoModelForTokenClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer, fields = AutoTokenizer.from_pretrained(path), cpu_fields(folder)
     del fields["temperature"]
     config = PAVRewardConfig(
         **{**fields, "logging_steps": 10}, per_device_train_batch_size=64, per_device_eval_batch_size=256,
-        max_steps=max_steps, learning_rate=1e-3 if width else 7e-4, lr_scheduler_type="cosine",
-        warmup_steps=20, balance_classes=False, max_length=64, prover=prover, seed=seed,
+        max_steps=strategy.steps, learning_rate=1e-3 if width else 7e-4, lr_scheduler_type="cosine",
+        warmup_steps=20, balance_classes=False, max_length=64, prover=strategy.prover, seed=strategy.seed,
     )  # fmt: skip
     trainer = PAVRewardTrainer(model, config, train_dataset=fit, eval_dataset=held_out, processing_class=tokenizer)
     train_quietly(trainer, None, "loss")
     verifier = ProcessAdvantageVerifier(trainer.model, tokenizer, config.verifier_settings())
     verifier.calibrate(held_out["prompt"], held_out["completions"], held_out["labels"])
-    verifier.save_pretrained(output_dir)
+    verifier.save_pretrained(folder)
     return verifier
 
 
@@ -187,18 +174,11 @@ def first_solutions(rows: Dataset, num_solutions: int, cost: dict[str, Any]) -> 
     return rows.select(kept), {name: round(share * value) for name, value in cost.items()}
 
 
-def trained(args: argparse.Namespace, strategy: Strategy, rows: Dataset) -> ProcessAdvantageVerifier:
-    """The verifier of a strategy, for its prover."""
-    if strategy.best_of_k > 1:
-        rows = rows.map(lambda row: best_of_k_row(row, strategy.best_of_k, "unbiased"), features=rows.features)
-    return train_path_verifier(
-        rows,
-        args.work / "verifiers" / strategy.name,
-        max_steps=strategy.steps,
-        width=strategy.width,
-        prover=strategy.prover,
-        seed=strategy.seed,
-    )
+def uncalibrated_rmse(folder: Path, exam: PathExam) -> float:
+    """Error of a verifier's values before they were calibrated."""
+    verifier = ProcessAdvantageVerifier.from_pretrained(folder)
+    verifier.settings = replace(verifier.settings, temperature=1.0, offset=0.0)
+    return judge(verifier, exam)["rmse"]
 
 
 def show(args: argparse.Namespace) -> None:
@@ -209,6 +189,7 @@ def show(args: argparse.Namespace) -> None:
     for strategy in (one for one in found if one.seed == 0):
         seeds = [data for other, data in found.items() if replace(other, seed=0) == strategy]
         scores = [[data["quality"][name] for data in seeds] for name in ("auroc", "spearman", "rmse")]
+        scores.append([data.get("uncalibrated_rmse", math.nan) for data in seeds])
         sampling = "" if strategy.sampling == "iid" else f", {strategy.sampling.replace('_', ' ')}"
         rows.append(
             [
@@ -219,8 +200,9 @@ def show(args: argparse.Namespace) -> None:
                 *(spread(one, 3) if len(one) > 1 else f"{one[0]:.3f}" for one in scores),
             ]
         )
-    header = ["prover", "problems x solutions x rollouts", "trained from", "M tokens", "AUROC", "Spearman", "RMSE"]
-    text = f"{table(header, rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
+    header = ["prover", "problems x solutions x rollouts", "trained from", "M tokens"]
+    header += ["AUROC", "Spearman", "RMSE", "uncalibrated"]
+    text = f"{table([*header, 'uncalibrated'], rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
     args.output.write_text(json.dumps({one.name: data for one, data in found.items()}, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(text)
     draw(found, args.output)
@@ -264,18 +246,17 @@ def main() -> None:
     exam = PathExam(**drawn)
     for strategy in STRATEGIES if args.strategies is None else [STRATEGIES[k] for k in args.strategies]:
         results, start = Results(args.work / f"{strategy.name}.json"), time.perf_counter()
-        if "quality" in results.data:
-            continue
-        rows, cost = collect_path_values(
-            args.work / strategy.collection, strategy.problems, n_cov=strategy.n_cov, n_mc=strategy.n_mc,
-            temperature=strategy.temperature, sampling=strategy.sampling,
-            on_progress=lambda progress, strategy=strategy: print(f"{strategy.collection}: {progress}", flush=True),
-        )  # fmt: skip
-        if strategy.used:
-            rows, cost = first_solutions(rows, strategy.used, cost)
-        results.get("cost", lambda cost=cost: cost)
-        results.get("quality", lambda strategy=strategy, rows=rows: judge(trained(args, strategy, rows), exam))
-        print(f"{strategy.name}: {time.perf_counter() - start:.0f} s, {results.data['quality']}", flush=True)
+        if "quality" not in results.data:
+            rows, cost = collect_values(args.work, strategy)
+            if strategy.used:
+                rows, cost = first_solutions(rows, strategy.used, cost)
+            results.get("cost", lambda cost=cost: cost)
+            results.get(
+                "quality", lambda strategy=strategy, rows=rows: judge(train_verifier(args.work, strategy, rows), exam)
+            )
+            print(f"{strategy.name}: {time.perf_counter() - start:.0f} s, {results.data['quality']}", flush=True)
+        folder = args.work / "verifiers" / strategy.name
+        results.get("uncalibrated_rmse", lambda folder=folder: uncalibrated_rmse(folder, exam))
     show(args)
 
 
