@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -68,11 +69,13 @@ def grid(args: argparse.Namespace) -> None:
         list(pool.map(one, lines))
 
 
-ON_THE_WAY = ("60", "90")
-COLUMNS = ("near/avg", "near/pass@8", "far/avg", "far/pass@8", "far/pass@64")
+COLUMNS = ("near/avg", "near/pass@8", "far/avg", "far/pass@8", "far/pass@64", "far/kl")
+# What is compared on the way, and when: runs end at different optimizer steps.
+ON_THE_WAY = {"30": ("far/avg",), "60": ("far/avg", "far/pass@8", "near/avg"), "90": ("far/avg",)}
 
 
 def credit_of(process_reward: str) -> str:
+    """Where the process rewards of a run come from, beside exact values."""
     if process_reward == "exact":
         return ""
     if "family=implicit" in process_reward:
@@ -80,25 +83,46 @@ def credit_of(process_reward: str) -> str:
     return ", refreshed verifier" if "refresh_every" in process_reward else ", learned verifier"
 
 
+def label_of(run: dict[str, Any]) -> str:
+    """Method and settings of a run, without its learning rate, batch, length and seed."""
+    wander = f", w {run['wander']:g}" if run["wander"] != Run.wander else ""
+    coefficient = f", {run['coefficient']:g}" if run["coefficient"] else ""
+    return run["method"] + coefficient + wander + credit_of(run["process_reward"])
+
+
+def batch_of(run: dict[str, Any]) -> tuple[str, str]:
+    """Learning rate and batch of a run, in words."""
+    return f"{run['learning_rate']:g}", f"{run['num_prompts']} x {run['num_generations']}"
+
+
+def grouped(runs: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """Runs that differ in their seed alone."""
+    groups: dict[Any, list[Any]] = {}
+    for result in runs:
+        groups.setdefault(key(result), []).append(result)
+    return dict(sorted(groups.items()))
+
+
+def last(result: dict[str, Any]) -> dict[str, float]:
+    """Scores of a run at its end."""
+    return result["scores"][max(result["scores"], key=int)]
+
+
 def draw(runs: dict[str, Any], path: Path) -> None:
     """Methods with several seeds on the test split: far goals on the way, and at the end against the KL."""
     figure, axes = new_figure(3, 4.4)
-    methods: dict[str, list[Any]] = {}
-    for result in runs.values():
-        if result["split"] == "test":
-            run = result["run"]
-            label = run["method"] + (f", {run['coefficient']:g}" if run["coefficient"] else "")
-            methods.setdefault(label + credit_of(run["process_reward"]), []).append(result)
+    methods = grouped((one for one in runs.values() if one["split"] == "test"), lambda one: label_of(one["run"]))
     several = {label: members for label, members in methods.items() if len(members) > 1}
     for index, (label, members) in enumerate(several.items()):
-        steps = sorted(set.intersection(*[set(map(int, m["scores"])) for m in members]))
-        curves = [[m["scores"][str(step)]["far/avg"] for m in members] for step in steps]
-        band = ([min(values) for values in curves], [max(values) for values in curves])
-        draw_line(axes[0], index, label, steps, [fmean(values) for values in curves], band)
-        ends = [m["scores"][max(m["scores"], key=int)] for m in members]
+        points: dict[int, list[float]] = {}
+        for step, scores in (item for one in members for item in one["scores"].items()):
+            points.setdefault(int(step), []).append(scores["far/avg"])
+        curve = {step: values for step, values in sorted(points.items()) if len(values) > 1}
+        band = ([min(values) for values in curve.values()], [max(values) for values in curve.values()])
+        draw_line(axes[0], index, label, list(curve), [fmean(values) for values in curve.values()], band)
         for axis, name in ((axes[1], "far/avg"), (axes[2], "far/pass@64")):
             style = STYLES[index % len(STYLES)] | {"linestyle": "none"}
-            axis.plot([end["far/kl"] for end in ends], [end[name] for end in ends], label=label, **style)
+            axis.plot([last(one)["far/kl"] for one in members], [last(one)[name] for one in members], **style)
     axes[0].set(xlabel="optimizer step", ylabel="far goals reached, %")
     axes[1].set(xlabel="KL to the start, nats", ylabel="far goals reached at the end, %")
     axes[2].set(xlabel="KL to the start, nats", ylabel="far goals, pass@64 at the end, %")
@@ -106,8 +130,37 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def on_the_way(runs: dict[str, Any]) -> str:
+    """Every method at the same optimizer steps, over all seeds that were evaluated there."""
+    rows = []
+    groups = grouped(runs.values(), lambda one: (one["split"], label_of(one["run"]), *batch_of(one["run"])))
+    for key, members in groups.items():
+        cells = []
+        for step, names in ON_THE_WAY.items():
+            there = [one["scores"][step] for one in members if step in one["scores"]]
+            cells += [f"{spread([s[name] for s in there])}; {len(there)}" if there else "" for name in names]
+        if any(cells):
+            rows.append([*key, *cells])
+    columns = [f"{name} at {step}" for step, names in ON_THE_WAY.items() for name in names]
+    return table(["split", "method", "learning rate", "prompts x samples", *columns], rows)
+
+
+def at_the_end(runs: dict[str, Any]) -> str:
+    """Every method at the end of its runs."""
+    rows = []
+    groups = grouped(
+        runs.values(),
+        lambda one: (one["split"], label_of(one["run"]), *batch_of(one["run"]), one["run"]["max_steps"]),
+    )
+    for (*key, _), members in groups.items():
+        steps = sorted(len(one["curve"]) for one in members)
+        ends = [spread([last(one)[name] for one in members]) for name in COLUMNS]
+        rows.append([*key, len(members), f"{steps[0]} to {steps[-1]}", *ends])
+    return table(["split", "method", "learning rate", "prompts x samples", "seeds", "steps", *COLUMNS], rows)
+
+
 def show(args: argparse.Namespace) -> None:
-    """Keep the runs of folders in one file, and write their table next to it."""
+    """Keep the runs of folders in one file, and write their tables and their figure next to it."""
     runs = json.loads(args.output.read_text()) if args.output.exists() else {}
     for path in sorted(path for folder in args.folders for path in folder.glob("*.json")):
         result = json.loads(path.read_text())
@@ -118,41 +171,12 @@ def show(args: argparse.Namespace) -> None:
         }
         runs[path.stem] = {name: result[name] for name in ("run", "split", "curve", "scores", "seconds", "machine")}
     args.output.write_text(json.dumps(runs, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n")
-    groups: dict[tuple[Any, ...], list[Any]] = {}
-    for result in runs.values():
-        run = result["run"]
-        setting = (run["method"], run["learning_rate"], run["coefficient"], run["num_prompts"], run["num_generations"])
-        verifier = credit_of(run["process_reward"])
-        groups.setdefault((result["split"], *setting, run["wander"], verifier), []).append(result)
-    rows = []
-    for (split, method, lr, coefficient, prompts, n, wander, verifier), members in sorted(groups.items()):
-        ends = [m["scores"][max(m["scores"], key=int)] for m in members]
-        on_the_way = [[m["scores"][s]["far/avg"] for m in members if s in m["scores"]] for s in ON_THE_WAY]
-        kl = [end["far/kl"] for end in ends]
-        steps = sorted(len(m["curve"]) for m in members)
-        setting = (
-            f"lr {lr:g}" + (f", {coefficient:g}" if coefficient else "") + (f", w {wander:g}" if wander != 0.3 else "")
-        )
-        setting += verifier
-        rows.append(
-            [split, method, setting, f"{prompts} x {n}", len(members), f"{steps[0]} to {steps[-1]}"]
-            + [spread([end[name] for end in ends]) for name in COLUMNS]
-            + [*(spread(far) if far else "" for far in on_the_way), spread(kl)]
-        )
-    header = [
-        "split",
-        "method",
-        "setting",
-        "prompts x samples",
-        "seeds",
-        "steps",
-        *COLUMNS,
-        *(f"far/avg at step {step}" for step in ON_THE_WAY),
-        "far KL",
-    ]
-    machines = dict.fromkeys(machine_text(result["machine"]) for result in runs.values())
     draw(runs, args.output.with_suffix(".png"))
-    text = "\n".join([table(header, rows), *machines]) + "\n"
+    machines = "\n".join(dict.fromkeys(machine_text(result["machine"]) for result in runs.values()))
+    text = (
+        f"At the end, mean (lowest to highest)\n\n{at_the_end(runs)}\n"
+        f"At the same optimizer steps; behind the semicolon the number of seeds\n\n{on_the_way(runs)}\n{machines}\n"
+    )
     args.output.with_suffix(".md").write_text(text)
     print(text)
 

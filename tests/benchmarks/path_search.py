@@ -91,7 +91,7 @@ class Report:
 
     def title(self, name: str) -> str:
         """A verifier and its AUROC."""
-        kind = f"learned ({name})" if name in self.bench.learned else "exact" if name == EXACT else "graded"
+        kind = "learned" if name in self.bench.learned else "exact" if name == EXACT else "graded"
         return f"{kind}, {self.bench.quality[name]['auroc']:.2f}"
 
     def row(self, goals: str, name: str) -> dict[str, list[list[int]]]:
@@ -242,8 +242,9 @@ def main() -> None:
     report = Report(bench)
     alphas = ", ".join(f"{bench.alpha(name):g} ({report.title(name)})" for name in bench.verifiers)
     parts = [*(report.methods(goals) for goals in report.goals), report.sizes(), report.places(), report.provers()]
+    learned = "".join(f"{report.title(name)}: {name}\n" for name in bench.learned)
     text = f"{args.problems} problems per seed, K = {K}, alpha {alphas}; Wilson intervals over all problems\n\n"
-    text += "\n".join(parts) + f"\n{machine_text(bench.results.data['machine'])}\n"
+    text += "\n".join(parts) + f"\n{learned}{machine_text(bench.results.data['machine'])}\n"
     args.output.with_suffix(".md").write_text(text, encoding="utf-8")
     report.draw(args.output.with_suffix(".png"))
     print(text)
