@@ -10,7 +10,7 @@ Searches over steps: beams by Q + alpha A (A is of the Best-of-K policy of the s
 rejection, and a weighted vote over the beam's own walks. At their tokens, over whole walks: the best by the verifier,
 by the policy's own log-probability, votes, and pass@n. alpha is chosen on the tuning split with a grade of 0.8, and
 with each learned verifier. Then A of other provers than Q. Finished runs are kept, so it can be interrupted; seeds are
-finished one after another, and `--report` shows those that are.
+finished one after another, and `--report` makes tables and figure of what is kept, without any verifier at hand.
 """
 
 from __future__ import annotations

@@ -134,10 +134,17 @@ class Bench:
         self.verifiers: dict[str, Any] = {EXACT: GradedPathReward(1.0, 0.0)}
         for grade in reversed(GRADES):
             self.verifiers[f"{grade:g}"] = self.graded(grade, 1.0)
-        self.learned = []
-        for path in args.verifier:
-            self.verifiers[Path(path).name] = ProcessAdvantageVerifier.from_pretrained(path)
-            self.learned.append(Path(path).name)
+        if args.report:
+            # Nothing is searched, so the folders need not be there.
+            found = {
+                key.partition(" ")[2]: data for key, data in self.results.data.items() if key.startswith("quality ")
+            }
+            learned = dict.fromkeys(name for name in found if name not in self.verifiers)
+            self.learned = sorted(learned, key=lambda name: -found[name]["auroc"])
+        else:
+            learned = {Path(path).name: ProcessAdvantageVerifier.from_pretrained(path) for path in args.verifier}
+            self.learned = list(learned)
+        self.verifiers |= learned
         self.placed = {f"{grade:g} by place": self.graded(grade, 1.0, by_place=True) for grade in BY_PLACE}
         self.quality = {
             name: self.results.get(f"quality {name}", partial(self.judged, one))
