@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace, verifier: str) -> dict[str, Any]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{args.port}"
-        clients = [RemoteProcessReward(url, max_wait=300, max_attempts=1000) for _ in range(args.clients)]
+        clients = [RemoteProcessReward(url, max_wait=300, max_retries=1000) for _ in range(args.clients)]
         ask(clients[0], rows[:8], 8)
         start, cpu = time.perf_counter(), cpu_seconds(server.pid)
         with ThreadPoolExecutor(args.clients) as pool:

@@ -32,7 +32,7 @@ def evaluate(verifier: str, dataset: Path, folder: Path, *words: str) -> dict[st
 
 def test_real_labels(verifier_path: str, shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "stepwise" / "processbench_gsm8k.jsonl.gz"
-    words = ["--limit", "40", "--step-separator", r"\n\n", "--group-by", "generator", "n_steps", "--plot", "svg"]
+    words = ["--max-rows", "40", "--step-separator", r"\n\n", "--group-by", "generator", "n_steps", "--plot", "svg"]
     results = evaluate(verifier_path, path, tmp_path, *words)
     assert (results["kind"], results["format_version"]) == ("verifier_evaluation", 1)
     assert results["num_solutions"] + results["threshold"]["num_solutions_tuned_on"] == 40

@@ -129,7 +129,7 @@ def test_a_file_without_a_score_says_so(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_splitter_and_limit_are_options(verifier_path: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Add 1.\n", "completion": "One. Two. Three."}] * 3)
-    assert score(verifier_path, source, tmp_path / "out.jsonl", "--splitter", "sentence", "--limit", "2") == 0
+    assert score(verifier_path, source, tmp_path / "out.jsonl", "--splitter", "sentence", "--max_rows", "2") == 0
     rows = list(open_rows(tmp_path / "out.jsonl"))
     assert [row["steps"] for row in rows] == [["One.", " Two.", " Three."]] * 2
 
@@ -222,7 +222,7 @@ def test_processes_of_a_launcher_are_refused(
 
 def test_options_may_come_from_a_file(verifier_path: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", ROWS)
-    (tmp_path / "score.yaml").write_text(f"verifier: {verifier_path}\nfile: {source}\nlimit: 1\n")
+    (tmp_path / "score.yaml").write_text(f"verifier: {verifier_path}\nfile: {source}\nmax_rows: 1\n")
     assert main(["score", "--config", str(tmp_path / "score.yaml"), "--output", str(tmp_path / "out.jsonl")]) == 0
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
 

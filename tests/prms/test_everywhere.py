@@ -167,7 +167,7 @@ def test_process_bench_by_hand() -> None:
 
 @pytest.mark.shared_data
 def test_process_bench_from_stepwise_rows(shared_data: Path) -> None:
-    rows = read_process_bench(str(shared_data / "stepwise"), limit=5)
+    rows = read_process_bench(str(shared_data / "stepwise"), max_rows=5)
     assert [row["subset"] for row in rows] == [name for name in SUBSETS for _ in range(5)]
     for row in rows:
         assert len(row["labels"]) == len(row["completions"])

@@ -229,7 +229,7 @@ def test_a_judge_searches_and_is_evaluated(server: JudgeServer, tmp_path: Path) 
         "--plot",
         "none",
     ]
-    words += ["--threshold", "0.5"]
+    words += ["--error_threshold", "0.5"]
     assert main(["evaluate-verifier", *words]) == 0
     # Right steps have 8 / 9, the wrong one 1 / 9.
     found = json.loads((tmp_path / "judged" / "verifier_evaluation.json").read_text())

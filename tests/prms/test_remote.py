@@ -215,7 +215,7 @@ def test_passing_errors_are_tried_again_and_others_not() -> None:
         assert remote(["a"], [["x"]]) == [[close("a", "x")]]
         assert len(reward.batches) == 3
         reward.broken = 10**6
-        impatient = RemoteProcessReward(url, max_attempts=3)
+        impatient = RemoteProcessReward(url, max_retries=2)
         with pytest.raises(
             ConnectionError, match=r"no answer to /score that can be used, in 3 attempts.*answered 500"
         ):
@@ -232,7 +232,7 @@ def test_deadlines_and_servers_that_are_not_there(tmp_path: Path) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=r"no whole answer within 0\.3 seconds|ReadTimeout"):
-            RemoteProcessReward(url, timeout=0.3, max_attempts=2)
+            RemoteProcessReward(url, timeout=0.3, max_retries=1)
 
 
 class Scores(JsonServer):
@@ -286,7 +286,7 @@ def test_what_is_no_answer_is_asked_for_again(action: Any) -> None:
         server.plan = [action, action]
         assert remote(["a", "b"], [["x", "y"], ["z"]]) == [[0.5, 0.5], [0.5]]
         assert len(server.bodies) == 4
-        impatient = RemoteProcessReward(server.url, timeout=0.5, max_attempts=2)
+        impatient = RemoteProcessReward(server.url, timeout=0.5, max_retries=1)
         server.plan = [action] * 100
         with pytest.raises(ConnectionError, match="no answer to /score that can be used, in 2 attempts"):
             impatient(["a", "b"], [["x", "y"], ["z"]])
@@ -294,7 +294,7 @@ def test_what_is_no_answer_is_asked_for_again(action: Any) -> None:
 
 def test_an_answer_with_anything_in_it_is_used_or_named() -> None:
     with running(Scores()) as server:
-        remote = RemoteProcessReward(server.url, max_attempts=1)
+        remote = RemoteProcessReward(server.url, max_retries=0)
         for scores in [[[0.5, 0.5], [[1]]], [[0.5, 0.5], [math.inf]], [[0.5, 0.5], [10**400]], [[0.5, True], [None]]]:
             server.plan = [{"step_scores": scores}]
             with (
@@ -306,7 +306,7 @@ def test_an_answer_with_anything_in_it_is_used_or_named() -> None:
         for changed in ({"returns": None}, {"has_initial_values": "no"}, {"step_splitter": 5}, {"step_length": [1]}):
             server.plan = [changed]
             with pytest.raises(ConnectionError, match=f"none to /info, with .* as its {next(iter(changed))}"):
-                RemoteProcessReward(server.url, max_attempts=1)
+                RemoteProcessReward(server.url, max_retries=0)
 
 
 def test_tokens() -> None:
@@ -364,7 +364,7 @@ def test_a_server_is_killed_and_restarted_in_the_middle(prm_paths: dict[str, str
     expected = [local(*row)[0] for row in rows]
     server = start()
     try:
-        remote = RemoteProcessReward(f"http://127.0.0.1:{port}", token="secret", max_attempts=1000, max_wait=240)
+        remote = RemoteProcessReward(f"http://127.0.0.1:{port}", token="secret", max_retries=1000, max_wait=240)
         num_done = 0
 
         def ask(row: Any) -> Any:

@@ -49,9 +49,9 @@ class Options(VerifierOptions, PromptOptions):
     output_dir: str = option("", "folder for the results")
     dataset_config: str | None = option(None, "configuration of the dataset")
     dataset_split: str = option("train", "split of the dataset")
-    limit: int | None = option(None, "use only the first rows (of every subset of processbench)")
+    max_rows: int | None = option(None, "use only the first rows (of every subset of processbench)")
     step_separator: str = option("", r"text that was cut off between steps, such as '\n\n'")
-    threshold: float | None = option(
+    error_threshold: float | None = option(
         None, "values below it are errors; by default chosen on a split where labels are judgements, else 0.5"
     )
     tune_fraction: float = option(0.2, "share of the prompts that choose the threshold and are not reported on")
@@ -73,16 +73,16 @@ def run(options: Options) -> int:
     quiet_libraries()
     rows = _rows(options)
     solutions = score_rows(rows, options)
-    bench = score_process_bench(solutions, options.threshold) if _is_process_bench(options) else None
+    bench = score_process_bench(solutions, options.error_threshold) if _is_process_bench(options) else None
     results = {
         "kind": "verifier_evaluation",
         "format_version": FORMAT_VERSION,
         "verifier": options.verifier,
         "dataset": options.dataset,
-        "settings": {name: getattr(options, name) for name in ("step_separator", "limit", "confidence", "seed")},
+        "settings": {name: getattr(options, name) for name in ("step_separator", "max_rows", "confidence", "seed")},
         **evaluate_verifier(
             solutions,
-            threshold=options.threshold if bench is None else bench["threshold"]["value"],
+            threshold=options.error_threshold if bench is None else bench["threshold"]["value"],
             tune_fraction=options.tune_fraction,
             group_by=options.group_by if bench is None else [*options.group_by, "subset"],
             confidence=options.confidence,
@@ -112,8 +112,8 @@ def _is_process_bench(options: Options) -> bool:
 
 def _rows(options: Options) -> list[dict[str, Any]]:
     if _is_process_bench(options):
-        return read_process_bench(options.dataset.partition(":")[2] or None, options.limit)
-    found = list(open_rows(options.dataset, options.dataset_config, options.dataset_split).head(options.limit))
+        return read_process_bench(options.dataset.partition(":")[2] or None, options.max_rows)
+    found = list(open_rows(options.dataset, options.dataset_config, options.dataset_split).head(options.max_rows))
     for index, row in enumerate(found):
         where = row_place(index, options.dataset)
         missing = [name for name in (options.prompt_column, "completions", "labels") if row.get(name) is None]

@@ -47,7 +47,7 @@ class Options(VerifierOptions, EngineOptions, PromptOptions):
     splitter: str | None = option(
         None, f"splitter for texts, by default the one stored with the verifier: {SPLITTER_HELP}"
     )
-    limit: int | None = option(None, "score only the first rows")
+    max_rows: int | None = option(None, "score only the first rows")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +55,7 @@ class Options(VerifierOptions, EngineOptions, PromptOptions):
 
     def rows(self) -> Rows:
         """The rows to score."""
-        return open_rows(self.file).head(self.limit)
+        return open_rows(self.file).head(self.max_rows)
 
 
 class ScoreWorker:

@@ -26,14 +26,14 @@ SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
 TUNED_ON = "gsm8k"
 
 
-def read_process_bench(source: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+def read_process_bench(source: str | None = None, max_rows: int | None = None) -> list[dict[str, Any]]:
     """Read the benchmark as stepwise rows.
 
     Args:
         source (`str`, *optional*):
             Folder with a file per subset, named after it (`gsm8k.json`, `processbench_math.jsonl.gz`, ...), as
             published or as stepwise rows; or a hub id. The published one by default.
-        limit (`int`, *optional*):
+        max_rows (`int`, *optional*):
             Most rows of a subset.
 
     Returns:
@@ -54,7 +54,7 @@ def read_process_bench(source: str | None = None, limit: int | None = None) -> l
             )
     else:
         parts = {subset: load_rows(source or HUB_ID, None, subset) for subset in SUBSETS}
-    return [{**_stepwise(row), "subset": name} for name, rows in parts.items() for row in list(rows)[:limit]]
+    return [{**_stepwise(row), "subset": name} for name, rows in parts.items() for row in list(rows)[:max_rows]]
 
 
 def _stepwise(row: Mapping[str, Any]) -> dict[str, Any]:

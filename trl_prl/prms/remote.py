@@ -48,8 +48,8 @@ class RemoteProcessReward:
             Seconds for one whole request.
         max_wait (`float`, *optional*, defaults to `300.0`):
             Seconds for one chunk with all attempts: a server may be restarted meanwhile.
-        max_attempts (`int`, *optional*, defaults to `20`):
-            Most attempts of one chunk.
+        max_retries (`int`, *optional*, defaults to `20`):
+            Further attempts of a chunk that failed.
         chunk_size (`int`, *optional*, defaults to `64`):
             Most solutions of one request.
         token (`str`, *optional*):
@@ -67,7 +67,7 @@ class RemoteProcessReward:
         *,
         timeout: float = 120.0,
         max_wait: float = 300.0,
-        max_attempts: int = 20,
+        max_retries: int = 20,
         chunk_size: int = 64,
         token: str | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class RemoteProcessReward:
             self.urls,
             token,
             timeout=timeout,
-            max_attempts=max_attempts,
+            max_attempts=max_retries + 1,
             max_wait=max_wait,
             concurrency=4 * len(self.urls),
             advice="Check that `trl-prl serve` runs there; a longer `timeout` or `max_wait` helps if it is slow or "
