@@ -53,5 +53,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and range of several seeds."""
+    """Mean and range of several seeds, or the value of one."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

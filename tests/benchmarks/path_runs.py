@@ -79,7 +79,7 @@ def credit_of(process_reward: str) -> str:
     if process_reward == "exact":
         return ""
     if "family=implicit" in process_reward:
-        return f", PRIME at {process_reward.partition('learning_rate=')[2].partition(',')[0]}"
+        return f", verifier at {process_reward.partition('learning_rate=')[2].partition(',')[0]}"
     return ", refreshed verifier" if "refresh_every" in process_reward else ", learned verifier"
 
 
@@ -87,7 +87,8 @@ def label_of(run: dict[str, Any]) -> str:
     """Method and settings of a run, without its learning rate, batch, length and seed."""
     wander = f", w {run['wander']:g}" if run["wander"] != Run.wander else ""
     coefficient = f", {run['coefficient']:g}" if run["coefficient"] else ""
-    return run["method"] + coefficient + wander + credit_of(run["process_reward"])
+    method = "PRIME" if "family=implicit" in run["process_reward"] else run["method"]
+    return method + coefficient + wander + credit_of(run["process_reward"])
 
 
 def batch_of(run: dict[str, Any]) -> tuple[str, str]:

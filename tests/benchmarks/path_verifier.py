@@ -197,7 +197,7 @@ def show(args: argparse.Namespace) -> None:
                 f"{strategy.problems} x {strategy.used or strategy.n_cov} x {strategy.n_mc}{sampling}",
                 f"{strategy.start}, {strategy.steps} steps",
                 f"{seeds[0]['cost']['num_sampled_tokens'] / 1e6:.2f}",
-                *(spread(one, 3) if len(one) > 1 else f"{one[0]:.3f}" for one in scores),
+                *(spread(one, 3) for one in scores),
             ]
         )
     header = ["prover", "problems x solutions x rollouts", "trained from", "M tokens"]
