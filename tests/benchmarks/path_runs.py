@@ -84,16 +84,19 @@ def credit_of(process_reward: str) -> str:
 
 
 def label_of(run: dict[str, Any]) -> str:
-    """Method and settings of a run, without its learning rate, batch, length and seed."""
+    """Method and settings of a run, without those of [`setting_of`] and its seed."""
     wander = f", w {run['wander']:g}" if run["wander"] != Run.wander else ""
     coefficient = f", {run['coefficient']:g}" if run["coefficient"] else ""
     method = "PRIME" if "family=implicit" in run["process_reward"] else run["method"]
-    return method + coefficient + wander + credit_of(run["process_reward"])
+    best_of_k = f", best of {run['options'].partition('best_of_k=')[2][0]}" if "best_of_k" in run["options"] else ""
+    return method + coefficient + wander + credit_of(run["process_reward"]) + best_of_k
 
 
-def batch_of(run: dict[str, Any]) -> tuple[str, str]:
-    """Learning rate and batch of a run, in words."""
-    return f"{run['learning_rate']:g}", f"{run['num_prompts']} x {run['num_generations']}"
+def setting_of(result: dict[str, Any]) -> tuple[str, str, str, int]:
+    """Split, learning rate, batch and length: runs that agree in these and in the seed see the same problems."""
+    run = result["run"]
+    batch = f"{run['num_prompts']} x {run['num_generations']}"
+    return result["split"], f"{run['learning_rate']:g}", batch, run["max_steps"]
 
 
 def grouped(runs: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -112,7 +115,10 @@ def last(result: dict[str, Any]) -> dict[str, float]:
 def draw(runs: dict[str, Any], path: Path) -> None:
     """Methods with several seeds on the test split: far goals on the way, and at the end against the KL."""
     figure, axes = new_figure(3, 4.4)
-    methods = grouped((one for one in runs.values() if one["split"] == "test"), lambda one: label_of(one["run"]))
+    methods = grouped(
+        (one for one in runs.values() if one["split"] == "test"),
+        lambda one: label_of(one["run"]) + (", short" if one["run"]["max_steps"] < 100 else ""),
+    )
     several = {label: members for label, members in methods.items() if len(members) > 1}
     for index, (label, members) in enumerate(several.items()):
         points: dict[int, list[float]] = {}
@@ -131,33 +137,50 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def key_of(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What is a row of a table: all but the seed."""
+    split, *others = setting_of(result)
+    return split, label_of(result["run"]), *others
+
+
+COLUMNS_OF_KEY = ("split", "method", "learning rate", "prompts x samples", "longest")
+
+
 def on_the_way(runs: dict[str, Any]) -> str:
-    """Every method at the same optimizer steps, over all seeds that were evaluated there."""
+    """Every method at the same optimizer steps, and how far it is ahead of GRPO with the same problems."""
+    baselines = {
+        (*setting_of(one), one["run"]["seed"]): one["scores"]
+        for one in runs.values()
+        if label_of(one["run"]) == "GRPO"
+    }
     rows = []
-    groups = grouped(runs.values(), lambda one: (one["split"], label_of(one["run"]), *batch_of(one["run"])))
-    for key, members in groups.items():
+    for key, members in grouped(runs.values(), key_of).items():
         cells = []
         for step, names in ON_THE_WAY.items():
             there = [one["scores"][step] for one in members if step in one["scores"]]
             cells += [f"{spread([s[name] for s in there])}; {len(there)}" if there else "" for name in names]
+            ahead = [
+                one["scores"][step]["far/avg"] - baseline[step]["far/avg"]
+                for one in members
+                if (baseline := baselines.get((*setting_of(one), one["run"]["seed"]), {})) is not one["scores"]
+                and step in one["scores"]
+                and step in baseline
+            ]
+            cells.append(f"{spread(ahead)}; {len(ahead)}" if ahead else "")
         if any(cells):
             rows.append([*key, *cells])
-    columns = [f"{name} at {step}" for step, names in ON_THE_WAY.items() for name in names]
-    return table(["split", "method", "learning rate", "prompts x samples", *columns], rows)
+    columns = [f"{name} at {step}" for step, names in ON_THE_WAY.items() for name in (*names, "far/avg - GRPO's")]
+    return table([*COLUMNS_OF_KEY, *columns], rows)
 
 
 def at_the_end(runs: dict[str, Any]) -> str:
     """Every method at the end of its runs."""
     rows = []
-    groups = grouped(
-        runs.values(),
-        lambda one: (one["split"], label_of(one["run"]), *batch_of(one["run"]), one["run"]["max_steps"]),
-    )
-    for (*key, _), members in groups.items():
+    for key, members in grouped(runs.values(), key_of).items():
         steps = sorted(len(one["curve"]) for one in members)
         ends = [spread([last(one)[name] for one in members]) for name in COLUMNS]
         rows.append([*key, len(members), f"{steps[0]} to {steps[-1]}", *ends])
-    return table(["split", "method", "learning rate", "prompts x samples", "seeds", "steps", *COLUMNS], rows)
+    return table([*COLUMNS_OF_KEY, "seeds", "steps", *COLUMNS], rows)
 
 
 def show(args: argparse.Namespace) -> None:

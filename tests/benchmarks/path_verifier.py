@@ -202,7 +202,7 @@ def show(args: argparse.Namespace) -> None:
         )
     header = ["prover", "problems x solutions x rollouts", "trained from", "M tokens"]
     header += ["AUROC", "Spearman", "RMSE", "uncalibrated"]
-    text = f"{table([*header, 'uncalibrated'], rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
+    text = f"{table(header, rows)}\n{machine_text(next(iter(found.values()))['machine'])}\n"
     args.output.write_text(json.dumps({one.name: data for one, data in found.items()}, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(text)
     draw(found, args.output)
