@@ -177,7 +177,7 @@ def test_commands_show_models_the_same_ids(
         elif stage == "score":
             stages.run(stage, verifier=verifier, file=tmp_path / "solved.jsonl", output=tmp_path / "scored.jsonl")
         else:
-            arguments = {"dataset": tmp_path / "steps.jsonl", "output_dir": tmp_path / "out", "threshold": 0.5}
+            arguments = {"dataset": tmp_path / "steps.jsonl", "output_dir": tmp_path / "out", "error_threshold": 0.5}
             stages.run(stage, verifier=verifier, plot="none", **arguments)
     check(rows, stages.expected)
     assert "otherwise" not in caplog.text
