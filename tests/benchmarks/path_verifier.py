@@ -145,7 +145,6 @@ def train_verifier(work: Path, strategy: Strategy, rows: Dataset) -> ProcessAdva
     else:
         model = AutoModelForTokenClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     tokenizer, fields = AutoTokenizer.from_pretrained(path), cpu_fields(folder)
-    del fields["temperature"]
     config = PAVRewardConfig(
         **{**fields, "logging_steps": 10}, per_device_train_batch_size=64, per_device_eval_batch_size=256,
         max_steps=strategy.steps, learning_rate=1e-3 if width else 7e-4, lr_scheduler_type="cosine",

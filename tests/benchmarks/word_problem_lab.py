@@ -14,6 +14,7 @@ from common import machine
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_problems import WordProblem
 
+from trl_prl.demo.training import cpu_fields
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Problem
 from trl_prl.prompts.chat import prompt_token_ids
@@ -188,14 +189,4 @@ class Lab:
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Arguments of every trainer."""
-        return {
-            "output_dir": str(self.folder / name),
-            "use_cpu": self.device == "cpu",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        }
+        return {**cpu_fields(str(self.folder / name)), "use_cpu": self.device == "cpu"}

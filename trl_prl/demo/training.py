@@ -39,7 +39,6 @@ def cpu_fields(output_dir: str) -> dict[str, Any]:
         "logging_steps": 1,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        "temperature": 1.0,
     }
 
 
