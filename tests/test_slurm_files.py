@@ -20,6 +20,10 @@ SLURM_PROCID=1 "$@"
 STAND_IN = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS"
 """
+# A server that is not up when it is asked first.
+CURL = """#!/bin/bash
+[[ -e "$CALLS.up" ]] || { touch "$CALLS.up"; exit 22; }
+"""
 
 
 @pytest.fixture
@@ -28,11 +32,13 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     nodes = "#!/bin/bash\nprintf 'n1\\nn2\\nn3\\nn4\\n'\n"
-    texts = {"srun": SRUN, "scontrol": nodes, "sleep": "#!/bin/bash\n"}
-    for name in ("srun", "scontrol", "sleep", "trl", "trl-prl", "accelerate", "ray", "curl", "openssl"):
+    texts = {"srun": SRUN, "scontrol": nodes, "curl": CURL}
+    for name in ("srun", "scontrol", "trl", "trl-prl", "accelerate", "ray", "curl", "openssl"):
         (folder / name).write_text(texts.get(name, STAND_IN))
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    # A shell function: what was started in the background has been called when the file goes on.
+    monkeypatch.setenv("BASH_FUNC_sleep%%", "() { wait; }")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-4]")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
