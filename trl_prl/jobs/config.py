@@ -192,10 +192,17 @@ class JobConfig(EngineOptions, PromptOptions):
                 f"Got confidence={self.confidence}, but an interval has some coverage, never all of it. Use a number "
                 "in (0, 1), such as 0.95."
             )
-        if self.adapter and self.generator != "transformers":
+        for name in ("adapter", "load_in_4bit"):
+            if getattr(self, name) and self.generator != "transformers":
+                raise ValueError(
+                    f"Got {name}={getattr(self, name)!r} with generator={self.generator!r}, which would sample from "
+                    "the model without it. Give a model with merged or quantized weights, or use --generator "
+                    "transformers."
+                )
+        if self.send_text and self.generator != "openai":
             raise ValueError(
-                f"Got adapter={self.adapter!r} with generator={self.generator!r}, which would sample from the model "
-                "without it. Merge the adapter into the model, or use --generator transformers."
+                f"Got send_text=True with generator={self.generator!r}, which is sent token ids. Leave it out, or use "
+                "--generator openai."
             )
         index, number = self.process()
         if not 0 <= index < number:
