@@ -125,8 +125,25 @@ class Report:
         return (
             f"**{goals.capitalize()} goals**, beam of {MAIN_SIZE}, and whole walks at its tokens\n\n"
             f"{first}\nWithout a verifier, at the tokens of the beam with the grade of {TUNED_AT}\n\n{plain}\n"
-            f"Points over best-of-n by the same verifier, each at its own tokens\n\n{table(header, gains)}"
+            f"Points over best-of-n by the same verifier, each at its own tokens\n\n{table(header, gains)}\n"
+            f"Beam and best-of-n at equal tokens sampled and scored together\n\n{self.with_scoring(goals)}"
         )
+
+    def with_scoring(self, goals: str) -> str:
+        """Beam against best-of-n where a token that the verifier reads counts as one that is sampled."""
+        rows = []
+        for name in self.names(goals):
+            beams = self.runs(goals, BEAM, MAIN_SIZE, name)
+            sampled = finished(lambda seed, name=name: self.bench.samples(goals, seed, name), len(beams))
+            tokens = [run["tokens"] + run["scored"] for run in beams]
+            chosen = [at_tokens(one, BEST, t, scored=True) for one, t in zip(sampled, tokens, strict=True)]
+            ours, theirs = [run["correct"] for run in beams], [right for _, right in chosen]
+            costs = [f"{statistics.fmean(run[key] for run in beams):.0f}" for key in ("tokens", "scored")]
+            number = f"{statistics.fmean(n for n, _ in chosen):.0f}"
+            ratio = tokens_ratio(sampled, BEST, ours, tokens, scored=True)
+            rows.append([self.title(name), *costs, number, percent(theirs), difference(ours, theirs), ratio])
+        header = ("verifier, AUROC", "sampled", "scored", "n", BEST, "beam - best-of-n", "tokens of best-of-n / beam")
+        return table(header, rows)
 
     def sizes(self) -> str:
         """Accuracy of beams by size, and best-of-n at their tokens."""

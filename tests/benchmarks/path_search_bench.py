@@ -139,11 +139,11 @@ class Bench:
             found = {
                 key.partition(" ")[2]: data for key, data in self.results.data.items() if key.startswith("quality ")
             }
-            learned = dict.fromkeys(name for name in found if name not in self.verifiers)
-            self.learned = sorted(learned, key=lambda name: -found[name]["auroc"])
+            names = [name for name in found if name not in self.verifiers]
+            learned = dict.fromkeys(sorted(names, key=lambda name: -found[name]["auroc"]))
         else:
             learned = {Path(path).name: ProcessAdvantageVerifier.from_pretrained(path) for path in args.verifier}
-            self.learned = list(learned)
+        self.learned = list(learned)
         self.verifiers |= learned
         self.placed = {f"{grade:g} by place": self.graded(grade, 1.0, by_place=True) for grade in BY_PLACE}
         self.quality = {

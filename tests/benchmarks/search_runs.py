@@ -49,9 +49,14 @@ def sample_run(
     return {"sizes": sizes, "tokens_per_sample": tokens, "scored": scored, "correct": correct}
 
 
-def at_tokens(samples: dict[str, Any], method: str, tokens: float) -> tuple[int, list[int]]:
+def tokens_each(samples: dict[str, Any], scored: bool) -> float:
+    """Tokens of a whole solution: those sampled, and on request those that a verifier reads as well."""
+    return samples["tokens_per_sample"] + (samples["scored"] / samples["sizes"][-1] if scored else 0.0)
+
+
+def at_tokens(samples: dict[str, Any], method: str, tokens: float, scored: bool = False) -> tuple[int, list[int]]:
     """The number of whole solutions that have about these tokens, and which problems they solve."""
-    wanted = tokens / samples["tokens_per_sample"]
+    wanted = tokens / tokens_each(samples, scored)
     place = min(range(len(samples["sizes"])), key=lambda k: abs(samples["sizes"][k] - wanted))
     return samples["sizes"][place], [row[place] for row in samples["correct"][method]]
 
@@ -80,7 +85,11 @@ def difference(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -
 
 
 def tokens_ratio(
-    sampled: Sequence[dict[str, Any]], method: str, ours: Sequence[Sequence[int]], tokens: Sequence[float]
+    sampled: Sequence[dict[str, Any]],
+    method: str,
+    ours: Sequence[Sequence[int]],
+    tokens: Sequence[float],
+    scored: bool = False,
 ) -> str:
     """How many times our tokens a method over whole solutions needs for our accuracy."""
     sizes = sampled[0]["sizes"]
@@ -88,7 +97,7 @@ def tokens_ratio(
         statistics.fmean(row[place] for one in sampled for row in one["correct"][method])
         for place in range(len(sizes))
     ]
-    per_sample = statistics.fmean(one["tokens_per_sample"] for one in sampled)
+    per_sample = statistics.fmean(tokens_each(one, scored) for one in sampled)
     aim = statistics.fmean(float(c) for correct in ours for c in correct)
     enough = next((size for size, mean in zip(sizes, means, strict=True) if mean >= aim), None)
     ratio = (enough or sizes[-1]) * per_sample / statistics.fmean(tokens)
