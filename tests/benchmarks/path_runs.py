@@ -74,10 +74,13 @@ COLUMNS = ("near/avg", "near/pass@8", "far/avg", "far/pass@8", "far/pass@64", "f
 ON_THE_WAY = {"30": ("far/avg",), "60": ("far/avg", "far/pass@8", "near/avg"), "90": ("far/avg",)}
 
 
-def credit_of(process_reward: str) -> str:
-    """Where the process rewards of a run come from, beside exact values."""
-    if process_reward == "exact":
+def credit_of(run: dict[str, Any]) -> str:
+    """Where the process rewards of a run come from."""
+    process_reward = run["process_reward"]
+    if run["method"] != "PAV":
         return ""
+    if process_reward == "exact":
+        return f", exact values of wander {run['wander']:g}"
     if "family=implicit" in process_reward:
         return f", verifier at {process_reward.partition('learning_rate=')[2].partition(',')[0]}"
     return ", refreshed verifier" if "refresh_every" in process_reward else ", learned verifier"
@@ -85,11 +88,10 @@ def credit_of(process_reward: str) -> str:
 
 def label_of(run: dict[str, Any]) -> str:
     """Method and settings of a run, without those of [`setting_of`] and its seed."""
-    wander = f", w {run['wander']:g}" if run["wander"] != Run.wander else ""
     coefficient = f", {run['coefficient']:g}" if run["coefficient"] else ""
     method = "PRIME" if "family=implicit" in run["process_reward"] else run["method"]
     best_of_k = f", best of {run['options'].partition('best_of_k=')[2][0]}" if "best_of_k" in run["options"] else ""
-    return method + coefficient + wander + credit_of(run["process_reward"]) + best_of_k
+    return method + coefficient + credit_of(run) + best_of_k
 
 
 def setting_of(result: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -124,7 +126,8 @@ def draw(runs: dict[str, Any], path: Path) -> None:
         points: dict[int, list[float]] = {}
         for step, scores in (item for one in members for item in one["scores"].items()):
             points.setdefault(int(step), []).append(scores["far/avg"])
-        curve = {step: values for step, values in sorted(points.items()) if len(values) > 1}
+        # Runs end at different steps: only those that all seeds have.
+        curve = {step: values for step, values in sorted(points.items()) if len(values) == len(members)}
         band = ([min(values) for values in curve.values()], [max(values) for values in curve.values()])
         draw_line(axes[0], index, label, list(curve), [fmean(values) for values in curve.values()], band)
         for axis, name in ((axes[1], "far/avg"), (axes[2], "far/pass@64")):
@@ -143,6 +146,7 @@ def key_of(result: dict[str, Any]) -> tuple[Any, ...]:
     return split, label_of(result["run"]), *others
 
 
+KEPT = ("run", "split", "curve", "scores", "seconds", "num_tokens", "machine")
 COLUMNS_OF_KEY = ("split", "method", "learning rate", "prompts x samples", "longest")
 
 
@@ -193,7 +197,7 @@ def show(args: argparse.Namespace) -> None:
             step: {name: round(value, 2) for name, value in scores.items()}
             for step, scores in result["scores"].items()
         }
-        runs[path.stem] = {name: result[name] for name in ("run", "split", "curve", "scores", "seconds", "machine")}
+        runs[path.stem] = {name: result[name] for name in KEPT if name in result}
     args.output.write_text(json.dumps(runs, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n")
     draw(runs, args.output.with_suffix(".png"))
     machines = "\n".join(dict.fromkeys(machine_text(result["machine"]) for result in runs.values()))
