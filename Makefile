@@ -13,7 +13,7 @@ SHARDED := $(VENV)-distributed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-ray test-distributed test-vllm test-versions lint format typecheck docs docs-serve env clean help
+.PHONY: quickstart test test-properties test-ray test-distributed test-vllm test-versions lint format typecheck docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -25,6 +25,9 @@ quickstart: $(STAMP)  ## Train small policies with process rewards on the CPU, i
 test: lint typecheck docs  ## Run every check and every test
 	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray and not sharded and not vllm"
 	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray and not sharded and not vllm"
+
+test-properties: $(STAMP)  ## Test the properties with a thousand examples each
+	$(PYTEST) -n $(PYTEST_WORKERS) -m hypothesis --hypothesis-profile thorough
 
 test-ray: $(STAMP)  ## Test jobs on a Ray cluster of several nodes on this machine, a few minutes
 	$(PYTEST) -m ray

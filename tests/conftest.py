@@ -29,10 +29,11 @@ torch.set_num_threads(1)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
-settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile(
-    "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+# Enough to find what is broken; `make test-properties` looks for what is rare.
+everywhere = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=30)
+settings.register_profile("local", everywhere)
+settings.register_profile("ci", everywhere, derandomize=True, print_blob=True)
+settings.register_profile("thorough", everywhere, max_examples=1000)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

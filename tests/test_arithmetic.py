@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.benchmarks.arithmetic.prover import ERROR_OFFSETS, ArithmeticProcessReward, continue_solution
@@ -222,7 +222,6 @@ def test_solutions_of_the_prover_have_the_right_format():
     assert continue_solution(PROBLEM, "what\n", 0.5, generator) is None
 
 
-@settings(max_examples=25)
 @given(PROBLEMS)
 def test_tokenizer_is_one_character_per_token(problem):
     tokenizer = build_arithmetic_tokenizer()

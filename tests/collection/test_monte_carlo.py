@@ -210,6 +210,7 @@ def test_first_pit_keeps_the_prefixes_up_to_the_pit(prover: ArithmeticProver) ->
     assert row["outcome"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_probe_without_success_is_not_taken_as_a_fact(prover: ArithmeticProver) -> None:
     """One rollout per probe errs often; whatever is called a pit has no success among its own n_mc rollouts."""
     problems = arithmetic_problems(prover.tokenizer, 40)

@@ -173,6 +173,7 @@ def test_advice_on_alpha_agrees_with_the_trainer_the_configuration_and_the_walkt
     assert "PAVConfig" not in said["search"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_diagnosis_and_a_second_prover_is_joined(job: Path) -> None:
     results = []
     for name in ("a", "b"):

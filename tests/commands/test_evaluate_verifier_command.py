@@ -30,6 +30,7 @@ def evaluate(verifier: str, dataset: Path, folder: Path, *words: str) -> dict[st
     return json.loads((folder / "verifier_evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_real_labels(verifier_path: str, shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "stepwise" / "processbench_gsm8k.jsonl.gz"
     words = ["--max-rows", "40", "--step-separator", r"\n\n", "--group-by", "generator", "n_steps", "--plot", "svg"]

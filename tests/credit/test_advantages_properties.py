@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor
 
 from trl_prl.credit.advantages import best_of_k_values, pav_advantages, prl_advantages, step_advantages
@@ -134,7 +134,6 @@ def concatenate(*tensors: Tensor) -> Tensor:
 
 class TestReference:
     @all_options
-    @settings(max_examples=30)
     @given(batch=batches())
     def test_prl_equals_plain_loops(self, batch: Batch, options: dict) -> None:
         expected = loop_kl_to_go(batch, options)
@@ -226,7 +225,6 @@ class TestReference:
 
 class TestNothingToCorrect:
     @all_options
-    @settings(max_examples=30)
     @given(batch=batches())
     def test_policy_equal_to_reference_gives_no_correction(self, batch: Batch, options: dict) -> None:
         batch.ref_logps = batch.logps.clone()
@@ -235,7 +233,6 @@ class TestNothingToCorrect:
         assert not kl_to_go(batch.logps, batch.ref_logps, batch.step_ids, **options).any()
 
     @all_options
-    @settings(max_examples=30)
     @given(batch=batches())
     def test_beta_zero_is_the_outcome_bit_by_bit(self, batch: Batch, options: dict) -> None:
         expected = torch.where(batch.step_ids >= 0, batch.outcome.unsqueeze(1), 0.0)
@@ -253,7 +250,6 @@ class TestNothingToCorrect:
 
 class TestBatch:
     @all_options
-    @settings(max_examples=30)
     @given(batch=batches(), left=st.integers(0, 4), right=st.integers(0, 4))
     def test_padding_amount_and_side_change_nothing(self, batch: Batch, left: int, right: int, options: dict) -> None:
         length = batch.step_ids.shape[1]
@@ -294,7 +290,6 @@ class TestBatch:
             assert torch.equal(one.pav(), batch.pav()[row : row + 1])
 
     @all_options
-    @settings(max_examples=30)
     @given(batch=batches(unscorable=True))
     def test_finite_everywhere_and_zero_off_mask(self, batch: Batch, options: dict) -> None:
         for advantages in (batch.prl(**options), batch.pav()):

@@ -161,6 +161,7 @@ def test_step_values_by_hand() -> None:
 # ---- what a task must be ----
 
 
+@pytest.mark.slow
 def test_no_right_answer_comes_through_a_wrong_line() -> None:
     num_right = 0
     for problem, text in [*samples("near"), *samples("far")]:

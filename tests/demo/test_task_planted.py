@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_prl.demo.planted import (
@@ -192,7 +192,6 @@ def test_impossible_gamma_is_refused(gamma):
         PlantedProcessReward(gamma)
 
 
-@settings(max_examples=30)
 @given(st.lists(st.integers(0, 13), max_size=10))
 def test_tokenizer_is_one_letter_per_token(ids):
     tokenizer = build_planted_tokenizer()
@@ -213,6 +212,7 @@ def test_dataset():
     assert dataset["prompt"] == [END_TEXT] * 3
 
 
+@pytest.mark.slow
 def test_base_policy_learned_a_little_and_leaves_the_random_state_alone():
     torch.manual_seed(0)
     state = torch.get_rng_state()

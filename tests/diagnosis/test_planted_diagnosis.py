@@ -78,6 +78,7 @@ def test_the_sum_of_the_terms_alone_prefers_the_strongest_prover_here() -> None:
     assert terms.correlation[-1] < 0.2 < terms.correlation[1]
 
 
+@pytest.mark.slow
 def test_estimates_from_rollouts_agree_with_the_exact_terms() -> None:
     policy, gammas = constant_policy(15.0), (5.0, 30.0, 100.0)
     exact = planted_terms(policy, [15.0, *gammas])

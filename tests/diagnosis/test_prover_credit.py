@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_prl.diagnosis.credit import ALPHAS, alpha_range, best_credit, credit, credit_curve
@@ -45,7 +45,6 @@ def test_credit_is_the_correlation_of_sampled_credit() -> None:
     assert credit(terms, 1.5, 0.1) == pytest.approx([found], abs=0.005)
 
 
-@settings(max_examples=30)
 @given(st.floats(0.01, 0.1), st.floats(1.5, 10.0), st.floats(0.3, 3.0), st.floats(0.3, 0.95), st.floats(0.02, 0.1))
 def test_best_weight_follows_the_formula(own: float, ratio: float, scale: float, rho: float, error: float) -> None:
     variance = own * scale

@@ -253,6 +253,7 @@ def test_streams(seed: int, key: str, sample: int) -> None:
     assert 0 <= request_seed(seed, key, sample) < 2**31
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=30), st.lists(st.sampled_from(["a", "ab", "ba", "\n\n"]), min_size=1, max_size=2), st.data())
 def test_stop_texts_are_found_however_the_text_is_cut(text: bytes, stop: list[str], data: st.DataObject) -> None:
     alphabet = b"ab\n"

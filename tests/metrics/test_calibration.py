@@ -88,6 +88,7 @@ def test_given_threshold_by_hand() -> None:
     assert sum(entry["num"] for entry in level["2"]["bins"]) == 5
 
 
+@pytest.mark.slow
 def test_threshold_is_chosen_on_a_split_that_is_not_reported() -> None:
     """The verifier is shifted: only a threshold of its own finds the errors, and other prompts choose it."""
     generator = np.random.default_rng(0)
@@ -118,6 +119,7 @@ def test_soft_labels_have_no_first_error() -> None:
     assert results["metrics"]["auroc"]["value"] == auroc([0.5, 0.4, 0.9], [0.6, 0.1, 0.95])
 
 
+@pytest.mark.slow
 def test_shares_of_rollouts_are_told_from_judgements_by_their_columns() -> None:
     """Four rollouts that all fail or all succeed give 0 and 1 too, and no first error."""
     rows = [solution(f"p{i}", [0.9, 0.2], [1, 0]) for i in range(6)]

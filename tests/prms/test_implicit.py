@@ -154,6 +154,7 @@ def test_it_learns_outcomes_and_which_step_decides_them() -> None:
     assert sum(deciding) > 40  # 20 by chance
 
 
+@pytest.mark.slow
 def test_it_learns_arithmetic_from_outcomes() -> None:
     """Sums of two numbers, by a prover that errs in a line of five: only the answer says which solutions are right."""
     path = arithmetic_policy_path()

@@ -110,6 +110,7 @@ def test_nothing_is_learned_from_nothing() -> None:
     assert verifier.update(["Add."], [["3"]], [1.0])["num_solutions"] == 1
 
 
+@pytest.mark.slow
 def test_it_learns_what_a_step_says_of_the_outcome() -> None:
     """Before the step that decides a value is the share of right rollouts, behind it their outcome."""
     verifier = make_verifier(refresh_steps=20, refresh_batch=16)
@@ -212,6 +213,7 @@ def even_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [float(sum(ids) % 2 == 0) for ids in completion_ids]
 
 
+@pytest.mark.slow
 def test_resume_is_exact(tiny_model_path: str, tmp_path: Path) -> None:
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 5e-3}
 

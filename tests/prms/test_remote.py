@@ -163,6 +163,7 @@ def test_a_reward_without_values_of_prompts_is_said_to_have_none() -> None:
             check_process_reward(RemoteProcessReward(url))
 
 
+@pytest.mark.slow
 def test_many_clients_are_batched_and_not_mixed_up() -> None:
     reward = LengthReward()
     with serving(reward, max_batch=64) as url:

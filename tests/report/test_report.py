@@ -353,6 +353,7 @@ def test_page_loads_nothing(tmp_path: Path) -> None:
 # ---- command and figures ----
 
 
+@pytest.mark.slow
 def test_command_writes_page_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     write_run(tmp_path / "a", seed=0)

@@ -347,6 +347,7 @@ def test_completions_open_on_one_with_a_process_reward(browser: Any, tmp_path: P
     opened.close()
 
 
+@pytest.mark.slow
 def test_five_thousand_completions_stay_fluid(browser: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "run", num_rows=50, num_steps=100)
     opened = Opened(browser, write_report([tmp_path / "run"], tmp_path / "r.html")[0])

@@ -242,6 +242,7 @@ def test_values_of_the_game_by_hand(example: Any) -> None:
     assert values(0, []) == []
 
 
+@pytest.mark.slow
 @needs_response_templates
 def test_the_example_trains_an_agent(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that guesses at random learns the number that is always right."""

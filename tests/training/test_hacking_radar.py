@@ -233,6 +233,7 @@ def radar_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for message in messages if "Reward-hacking radar" in message]
 
 
+@pytest.mark.slow
 def test_a_gamed_process_reward_is_heard(policy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fields = {"process_reward_type": "advantages", "save_strategy": "steps", "save_steps": 15}
     trainer = planted_run(policy, tmp_path, variety_reward, repetition_reward, **fields)
@@ -247,6 +248,7 @@ def test_a_gamed_process_reward_is_heard(policy: Any, tmp_path: Path, caplog: py
     assert radar_messages(caplog) == messages
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_silent(policy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # With this seed the solution is found early, whatever numbers a release of torch draws.
     trainer = planted_run(policy, tmp_path, planted_reward, PlantedProcessReward(10.0), seed=1)
