@@ -337,10 +337,20 @@ def test_what_is_no_trainer_is_refused(wrong: Any) -> None:
         ({"level": "completion", "aggregaton": "min"}, TypeError, "was given aggregaton"),
     ],
 )
-def test_bad_settings_are_refused(
-    arguments: dict[str, Any], error: type[Exception], message: str, tiny_model_path: str, tmp_path: Path
+def test_bad_settings_are_refused(    arguments: dict[str, Any], error: type[Exception], message: str, tiny_model_path: str, tmp_path: Path
 ) -> None:
     trainer = stock_trainer(tiny_model_path, tmp_path)
     with pytest.raises(error, match=message):
         ProcessRewardCallback(trainer, text_values, **arguments)
     assert "train" not in vars(trainer)
+
+
+def test_progress_is_not_scaled_where_every_reward_has_its_own(tiny_model_path: str, tmp_path: Path) -> None:
+    """The division of `PAVConfig`, which also a callback and a plain `GRPOConfig` would make."""
+    fields = {"multi_objective_aggregation": "normalize_then_sum"}
+    trainer, message = stock_trainer(tiny_model_path, tmp_path, **fields), "divides every outcome reward"
+    with pytest.raises(ValueError, match=message):
+        ProcessRewardCallback(trainer, text_values, initial_value=0.5)
+    ProcessRewardCallback(trainer, text_values, initial_value=0.5, progress_scale="none")
+    with pytest.raises(ValueError, match=message):
+        PAVTrainer(tiny_model_path, trainer.reward_funcs, trainer.args, process_reward=text_values)

@@ -135,6 +135,7 @@ def test_a_config_survives_its_dictionary(config_class: type, tmp_path: Path) ->
         (PRLConfig, {"kl_placement": "loss", "process_baseline": "group"}, "nothing would heed it", "Leave"),
         (PRLConfig, {"kl_placement": "loss", "unscorable_outcomes": "skip"}, "nothing would heed it", "Leave"),
         (PRLConfig, {"kl_placement": "reward", "kl_inclusive": False}, "nothing would heed it", "Leave"),
+        (PRLConfig, {"kl_placement": "reward", "unscorable_outcomes": "skip"}, "nothing would heed it", "Leave"),
         (PAVConfig, {"alpha_schedule": "step"}, "There is no such variant", "'constant', 'linear', 'cosine'"),
         (PAVConfig, {"alpha_warmup_ratio": 1.5}, "share of the training run", "between 0.0 and 1.0"),
         (PAVConfig, {"process_reward_type": "rewards"}, "There is no such variant", "'values', 'advantages'"),

@@ -116,6 +116,17 @@ def test_entries_without_metrics_are_left_out() -> None:
     assert say([entry for entry in entries if "reward" not in entry]) == []  # it cannot tell whether the outcome rose
 
 
+def test_the_outcome_of_a_run_that_pays_none(tiny_model_path: str, tmp_path: Path) -> None:
+    """With weights of 0 `reward` never rises, so that a policy that learns to write more would be called a gamer."""
+    entries = history(reward=0.9, **{"process/steps_per_completion": 15.0})
+    unpaid = [{**entry, "reward": 0.0, "rewards/f/mean": entry["reward"]} for entry in entries]
+    assert HackingRadar(10).look(unpaid)
+    assert HackingRadar(10, outcome="rewards/f/mean").look(unpaid) == []
+    for weight, metric in ((0.0, "rewards/token_reward/mean"), (1.0, "reward")):
+        trainer = make_trainer("pav", tiny_model_path, tmp_path, {}, reward_weights=[weight])
+        assert trainer.hacking_radar.outcome == metric
+
+
 def test_windows_are_of_the_same_entries() -> None:
     """An outcome without a process reward, as of an unscorable batch, does not shift the one against the other."""
     entries = history(reward=0.2, **{"process/reward/mean": 0.3})

@@ -15,7 +15,7 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
     "reward": ("Outcome reward", "mean over completions"),
     "process/reward/mean": ("Process reward per step", "progress for PAV, process part of the advantage for PRL"),
     "process/reward/std": ("Spread of the process reward", "well above 0, else steps are not told apart"),
-    "process/advantage_share": ("Process share of the advantages", "0.05 to 0.7; near 1 the outcome is drowned"),
+    "process/advantage_share": ("Process share of the advantages", "near 1 the outcome is drowned"),
     "process/outcome_correlation": ("Process reward against outcome", "correlation; a fall is a sign of gaming"),
     "process/kl_to_go": ("KL-to-go", "nats to the reference, grows slowly"),
     "kl": ("KL to the reference", "k3 estimate, grows slowly"),
@@ -40,7 +40,7 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
 # What is healthy, where a number says it: drawn as a band behind the curve. docs/prl_trainer.md and
 # docs/pav_trainer.md have the reasons.
 HEALTHY: dict[str, tuple[float | None, float | None]] = {
-    "process/advantage_share": (0.05, 0.7),
+    "process/advantage_share": (None, 0.7),
     "process/reward/frac_zero": (0.0, 0.9),
     "process/unscorable_frac": (0.0, 0.05),
     "process/steps_per_completion": (1.0, None),

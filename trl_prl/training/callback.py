@@ -173,6 +173,7 @@ class ProcessRewardCallback(TrainerCallback):
                 processing_class=trainer.processing_class,
             )
         else:
+            self.arguments.check_units(trainer.multi_objective_aggregation)
             self.process_reward = load_process_reward(process_reward)
             check_process_reward(self.process_reward, **self.arguments.scoring())
         # A callback hears nothing of an exception, so the public `train` of this one instance is wrapped.

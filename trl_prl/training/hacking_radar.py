@@ -63,6 +63,19 @@ def change(before: Sequence[float], after: Sequence[float]) -> Change:
     return Change(fmean(before), fmean(after), error)
 
 
+def outcome_metric(trainer: Any) -> str:
+    """The metric of the outcome.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]):
+            The trainer that logs it.
+
+    Returns:
+        `str`: `"reward"`; where no outcome is paid, and it is 0 throughout, that of the first reward function.
+    """
+    return "reward" if trainer.reward_weights.any() else f"rewards/{trainer.reward_func_names[0]}/mean"
+
+
 class HackingRadar:
     """Watches the log of one training run.
 
@@ -74,14 +87,19 @@ class HackingRadar:
             Log entries per window, at least 3. Their length in optimizer steps is `logging_steps`.
         remedy (`str`, *optional*):
             What every message ends with.
+        outcome (`str`, *optional*, defaults to `"reward"`):
+            Metric of the outcome.
         compares_rewards (`bool`, *optional*, defaults to `True`):
             Whether process reward and outcome should go together. PRL's process reward is a penalty, which a policy
             that learns pays; there only what completions look like is watched.
     """
 
-    def __init__(self, window: int, remedy: str = REMEDY, compares_rewards: bool = True) -> None:
+    def __init__(
+        self, window: int, remedy: str = REMEDY, outcome: str = "reward", compares_rewards: bool = True
+    ) -> None:
         self.window = window
         self.remedy = remedy
+        self.outcome = outcome
         self.compares_rewards = compares_rewards
         self._history: Sequence[Mapping[str, Any]] | None = None
         self._restart()
@@ -121,7 +139,7 @@ class HackingRadar:
 
     def _causes(self, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Take in one entry, and yield every cause that it gives with its message."""
-        outcome, reward = entry.get("reward"), entry.get("process/reward/mean")
+        outcome, reward = entry.get(self.outcome), entry.get("process/reward/mean")
         if _is_known(outcome) and _is_known(reward):
             # Only in pairs, so that both windows are of the same entries.
             self._add(self._rewards, reward)

@@ -234,6 +234,23 @@ class PAVArguments(ProcessArguments):
             weights = weights.masked_fill(rewards.isnan(), 0.0)
         return weights
 
+    def check_units(self, multi_objective_aggregation: str) -> None:
+        """Refuse to scale progress as the outcome where the outcome has no one scale.
+
+        Args:
+            multi_objective_aggregation (`str`):
+                That of the [`~trl.GRPOConfig`].
+
+        Raises:
+            `ValueError`: if every outcome reward is divided by a number of its own.
+        """
+        if self.progress_scale == "outcome" and multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                "`progress_scale='outcome'` was set with `multi_objective_aggregation="
+                f"{multi_objective_aggregation!r}`, which divides every outcome reward by another number. Set "
+                "`progress_scale='none'`, or `multi_objective_aggregation='sum_then_normalize'`."
+            )
+
 
 @dataclass
 class PAVConfig(PAVArguments, GRPOConfig):
@@ -247,9 +264,7 @@ class PAVConfig(PAVArguments, GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
-        if self.progress_scale == "outcome" and self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                f"`progress_scale='outcome'` was set with `multi_objective_aggregation="
-                f"{self.multi_objective_aggregation!r}`, which divides every outcome reward by another number. Set "
-                "`progress_scale='none'`, or `multi_objective_aggregation='sum_then_normalize'`."
-            )
+
+    def check(self) -> None:
+        super().check()
+        self.check_units(self.multi_objective_aggregation)

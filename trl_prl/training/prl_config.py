@@ -108,10 +108,9 @@ class PRLConfig(ProcessArguments, GRPOConfig):
         check_option("kl_direction", self.kl_direction, Direction)
         check_option("logps_source", self.logps_source, LogpsSource)
         if self.kl_placement != "advantage":
+            # In the loss the KL of all completions is trained on, in the reward that of completions with an outcome.
             names = ["step_level", "kl_estimator", "kl_direction", "kl_inclusive", "logps_source", "process_baseline"]
-            if self.kl_placement == "loss":  # there the KL of all completions is trained on
-                names.append("unscorable_outcomes")
-            refuse_unheeded(self, names, "kl_placement")
+            refuse_unheeded(self, [*names, "unscorable_outcomes"], "kl_placement")
         if not math.isfinite(self.beta) or self.beta < 0:
             raise ValueError(
                 f"`beta` was set to {self.beta}. A negative KL coefficient rewards drifting away from the reference "

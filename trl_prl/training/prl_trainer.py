@@ -17,7 +17,7 @@ from trl_prl.credit.step_tensors import step_end_mask
 from trl_prl.steps.split import SplitBatch
 from trl_prl.types import StepSplitter
 
-from .hacking_radar import HackingRadar
+from .hacking_radar import HackingRadar, outcome_metric
 from .metrics import gather_rows, group_baseline, own_rows
 from .prl_config import PRLConfig
 from .process_grpo_trainer import ProcessGRPOTrainer
@@ -133,7 +133,7 @@ class PRLTrainer(ProcessGRPOTrainer):
 
     def build_radar(self, window: int) -> HackingRadar:
         remedy = "Read completions (`log_completions=True`), and raise `beta` if the policy has left its reference."
-        return HackingRadar(window, remedy, compares_rewards=False)
+        return HackingRadar(window, remedy, outcome_metric(self), compares_rewards=False)
 
     def process_settings(self) -> dict[str, Any]:
         own = ["beta", "step_level", "kl_placement", "kl_estimator", "kl_direction", "kl_inclusive", "logps_source"]

@@ -21,7 +21,7 @@ from trl_prl.steps.split import SplitBatch, get_splitter, split_completions
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import StepSplitter
 
-from .hacking_radar import HackingRadar
+from .hacking_radar import HackingRadar, outcome_metric
 from .metrics import CompletionsTable, count_repeated_steps, process_metric_sums, process_metrics
 from .setup import (
     check_advantages,
@@ -114,7 +114,7 @@ class ProcessRewardHooks(_Trainer):
 
     def build_radar(self, window: int) -> HackingRadar:
         """The reward-hacking radar of this kind of process reward."""
-        return HackingRadar(window)
+        return HackingRadar(window, outcome=outcome_metric(self))
 
     def on_loss_logps(self, logps: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Called in every loss with the policy's log-probs of shape (B, T), detached; may replace `inputs` entries."""

@@ -126,6 +126,7 @@ def promote_config(args: GRPOConfig | None, config_class: type[Config], model: A
 
     Raises:
         `TypeError`: if `args` is not a `GRPOConfig`, or is the configuration of another trainer of this package.
+        `ValueError`: if its settings do not go with the defaults of the new ones.
     """
     if args is None:
         name = model if isinstance(model, str) else model.config._name_or_path
@@ -147,6 +148,7 @@ def promote_config(args: GRPOConfig | None, config_class: type[Config], model: A
     own = [f for f in dataclasses.fields(config_class) if f.name not in {g.name for g in dataclasses.fields(args)}]
     for new in own:
         setattr(promoted, new.name, new.default)
+    promoted.check()
     logger.warning(
         "A %s was passed where a %s is expected. Its settings are kept, and the new ones have their defaults: %s.",
         type(args).__name__,
