@@ -32,8 +32,9 @@ class PAVArguments(ProcessArguments):
             Weight of a step's progress next to the outcome advantage
             ([PAV](https://huggingface.co/papers/2410.08146), eq. 5), in units of the outcome reward with
             `progress_scale="outcome"`. The paper finds anything between 0.5 and 6.0 helpful with its verifiers and
-            uses 5.0 for a 2B and 3.0 for a 9B policy. The default is the smallest of these; a small verifier and
-            a fast learner need a tenth of it (`docs/experiments/learned_verifier.md`). `0.0` is plain GRPO.
+            uses 5.0 for a 2B and 3.0 for a 9B policy. The default is the smallest of these; with a small
+            verifier and a fast learner start at a tenth of it, and compare with `0.0`, which is plain GRPO
+            (`docs/experiments/learned_verifier.md`).
         progress_scale (`str`, *optional*, defaults to `"outcome"`):
             `"outcome"` divides the progress by what TRL divides the outcome advantage by (`scale_rewards`; by default
             the standard deviation of the group), so that `alpha` is the paper's. With `"none"` the same `alpha` weighs
