@@ -152,5 +152,5 @@ class StopTexts:
             `bool`: Whether the sample ends here.
         """
         text = self._tails[sample] + piece
-        self._tails[sample] = text[len(text) - self._kept :] if self._kept else b""
+        self._tails[sample] = text[max(0, len(text) - self._kept) :]
         return any(stop in text for stop in self._stop)
