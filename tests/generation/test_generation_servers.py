@@ -31,6 +31,8 @@ from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.server_answers import AnswerReader
 from trl_prl.generation.server_calls import UnusableAnswerError, ask_openai
 from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
+from trl_prl.jobs.config import JobConfig
+from trl_prl.jobs.options import make_generator
 from trl_prl.search.beams import beam_search
 from trl_prl.search.scoring import EffectiveReward
 from trl_prl.steps.splitters import FixedLengthSplitter
@@ -371,6 +373,24 @@ def test_addresses_are_a_list(tokenizer: Any) -> None:
     for urls in ("http://127.0.0.1:1/v1", []):
         with pytest.raises(ValueError, match="as a list"):
             OpenAIGenerator(urls, "m", tokenizer)
+
+
+class NamesServer(JsonServer):
+    """A server of one model, as far as TRL's client asks before it samples."""
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"data": [{"id": "elsewhere/tiny"}]}
+
+
+def test_a_vllm_server_of_another_model_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trl.generation.vllm_client.is_vllm_available", lambda: True)
+    with running(NamesServer()) as server:
+        fields = {"dataset": "x", "output_dir": "x", "generator": "vllm-server", "reward": "exact_match"}
+        config = JobConfig(model="tiny", endpoints=[server.url.removesuffix("/v1")], **fields)
+        make_generator(config, tokenizer, "somewhere/tiny/")
+        for other in ("tiny-2", "elsewhere/tin"):
+            with pytest.raises(ValueError, match=rf"Got the model '{other}' at http.*'elsewhere/tiny' is served"):
+                make_generator(config, tokenizer, other)
 
 
 def test_client_of_trl_takes_what_is_sent() -> None:

@@ -269,5 +269,32 @@ def part_of(answer: Any, name: str, *types: type) -> Any:
     return value
 
 
+def served_as(model: str, names: Sequence[str], url: str) -> str:
+    """The name that a vLLM server has for a model, of which only the last part must be the same.
+
+    Args:
+        model (`str`):
+            Path or Hub id of the model that is asked for.
+        names (`Sequence[str]`):
+            Names of what the server serves.
+        url (`str`):
+            Its address, for the message.
+
+    Returns:
+        `str`: One of the names.
+
+    Raises:
+        `ValueError`: When the server serves other models only.
+    """
+    found = [name for name in names if _last_part(name) == _last_part(model)]
+    if not found:
+        raise ValueError(
+            f"Got the model {model!r} at {url}, where {' and '.join(map(repr, names))} is served, whose answers would "
+            "be taken for those of the other. Give the address of a server of this model, or start it with "
+            f"`--served-model-name {_last_part(model)}` where it is the same under another name."
+        )
+    return found[0]
+
+
 def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]

@@ -119,7 +119,7 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
     if config.generator == "vllm-server":
         from trl_prl.generation.vllm_engine import VLLMServerGenerator
 
-        return VLLMServerGenerator(config.endpoints, tokenizer)
+        return VLLMServerGenerator(config.endpoints, tokenizer, model=model)
     if config.generator == "vllm":
         from trl_prl.generation.vllm_engine import VLLMGenerator
 
