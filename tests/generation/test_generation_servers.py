@@ -32,7 +32,7 @@ from trl_prl.generation.server_answers import AnswerReader
 from trl_prl.generation.server_calls import UnusableAnswerError, ask_openai
 from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
 from trl_prl.jobs.config import JobConfig
-from trl_prl.jobs.options import make_generator
+from trl_prl.jobs.options import make_generator, process_device
 from trl_prl.search.beams import beam_search
 from trl_prl.search.scoring import EffectiveReward
 from trl_prl.steps.splitters import FixedLengthSplitter
@@ -353,6 +353,27 @@ def test_requests_at_a_time_are_bounded(misbehaving: Any, tokenizer: Any) -> Non
 
 
 # ---- engines that may not be installed ----
+
+
+def test_vllm_is_refused_where_processes_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("trl_prl.generation.vllm_engine.VLLMGenerator", lambda model, **_: made.append(model))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = JobConfig(model="tiny", dataset="x", output_dir="x", generator="vllm")
+    # Number of the process, what it sees, and its GPU where it has one of its own.
+    cases = [("0", None, 0), ("0", "2,3", 0), ("1", "3", 0), ("1", "GPU-5", 0), ("1", None, 1), ("1", "2,3", 1)]
+    for rank, visible, gpu in cases:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert process_device() == f"cuda:{gpu}"
+        if gpu == 0:
+            make_generator(config, tokenizer, "tiny")
+        else:
+            with pytest.raises(ValueError, match=r"in process 1 of this machine.*--engine ray --gpus_per_worker 1"):
+                make_generator(config, tokenizer, "tiny")
+    assert len(made) == 4
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")

@@ -110,6 +110,9 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
 
     Returns:
         [`Generator`]: The generator.
+
+    Raises:
+        `ValueError`: When vLLM would start on a GPU that another process has.
     """
     if config.generator == "openai":
         from trl_prl.generation.openai_server import OpenAIGenerator
@@ -123,6 +126,7 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
     if config.generator == "vllm":
         from trl_prl.generation.vllm_engine import VLLMGenerator
 
+        _refuse_shared_gpu()
         return VLLMGenerator(model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
     return local_generator(config, model, config.adapter)
 
@@ -131,7 +135,24 @@ def process_device() -> str:
     """The GPU of this process, by `accelerate launch` or `torchrun`, if there is one, else the CPU."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{_gpu_number()}" if torch.cuda.is_available() else "cpu"
+
+
+def _gpu_number() -> int:
+    """Number of this process's GPU among those that it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return 0 if visible and "," not in visible else int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _refuse_shared_gpu() -> None:
+    """vLLM takes the first GPU that a process sees, whatever its number."""
+    if _gpu_number():
+        raise ValueError(
+            f"Got generator='vllm' in process {_gpu_number()} of this machine, which sees more GPUs than one by "
+            f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}, so the vLLM of every process would "
+            "start on the first. Use --engine ray --gpus_per_worker 1; or start one process per GPU without a "
+            "launcher, each with its own CUDA_VISIBLE_DEVICES, --num_processes and --process_index."
+        )
 
 
 def local_generator(config: JobConfig, model: str, adapter: str | None = None) -> Generator:
