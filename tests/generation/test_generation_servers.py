@@ -257,6 +257,16 @@ def test_answers_that_stay_unusable_are_named(misbehaving: Any, tokenizer: Any, 
     assert len(misbehaving.bodies) == 6
 
 
+def test_unusable_answers_are_counted_and_other_failures_are_not(misbehaving: Any, tokenizer: Any) -> None:
+    """A server that is restarted for a while, and then answers badly now and then, is no hopeless one."""
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, backoff=0.001)
+    misbehaving.plan = [503] * 5 + ["no json"] * 5
+    assert len(generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))[0]) == 1
+    misbehaving.plan = ["no json", 503] * 20
+    with pytest.raises(ConnectionError, match=r"in 11 attempts.*a malformed answer"):
+        generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
+
+
 @pytest.mark.parametrize("send_text", [False, True])
 def test_an_answer_with_anything_in_it_is_a_sample_or_named(tokenizer: Any, send_text: bool) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -132,7 +132,7 @@ class ServerCalls:
         stops = (
             tenacity.stop_after_attempt(self.max_attempts),
             tenacity.stop_after_delay(self.max_wait),
-            _has_seen_enough,
+            lambda _: num_unusable >= _MAX_UNUSABLE,
         )
         attempts = tenacity.AsyncRetrying(
             stop=lambda state: any(stop(state) for stop in stops),
@@ -140,10 +140,15 @@ class ServerCalls:
             retry=tenacity.retry_if_exception_type(PassingError),
             retry_error_callback=lambda state: self._give_up(name, state),
         )
-        numbers = iter(range(self.max_attempts))
+        numbers, num_unusable = iter(range(self.max_attempts)), 0
 
         async def next_attempt() -> R:
-            return await attempt(next(numbers))
+            nonlocal num_unusable
+            try:
+                return await attempt(next(numbers))
+            except UnusableAnswerError:
+                num_unusable += 1
+                raise
 
         return await attempts(next_attempt)
 
@@ -164,10 +169,6 @@ class ServerCalls:
             f"{self._hidden(', '.join(self.urls))} gave no answer to {name} that can be used, in "
             f"{state.attempt_number} attempts. The last one: {str(last).rstrip('.')}. {self.advice}".rstrip()
         ) from (last.__cause__ or last)
-
-
-def _has_seen_enough(state: Any) -> bool:
-    return state.attempt_number >= _MAX_UNUSABLE and isinstance(state.outcome.exception(), UnusableAnswerError)
 
 
 def openai_calls(urls: Sequence[str | None], api_key: str, **settings: Any) -> ServerCalls:
@@ -275,10 +276,8 @@ def served_as(model: str, names: Sequence[str], url: str) -> str:
     Args:
         model (`str`):
             Path or Hub id of the model that is asked for.
-        names (`Sequence[str]`):
-            Names of what the server serves.
-        url (`str`):
-            Its address, for the message.
+        names (`Sequence[str]`), url (`str`):
+            What the server serves, and its address for the message.
 
     Returns:
         `str`: One of the names.
