@@ -367,9 +367,10 @@ def test_requests_at_a_time_are_bounded(misbehaving: Any, tokenizer: Any) -> Non
 
 def test_vllm_is_refused_where_processes_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
     made: list[str] = []
-    monkeypatch.setattr("trl_prl.generation.vllm_engine.VLLMGenerator", lambda model, **_: made.append(model))
+    engine = "trl_prl.generation.vllm_engine.VLLMGenerator"
+    monkeypatch.setattr(engine, lambda model, **fields: made.append(fields["tokenizer"]))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    config = JobConfig(model="tiny", dataset="x", output_dir="x", generator="vllm")
+    config = JobConfig(model="tiny", tokenizer="words", dataset="x", output_dir="x", generator="vllm")
     # Number of the process, what it sees, and its GPU where it has one of its own.
     cases = [("0", None, 0), ("0", "2,3", 0), ("1", "3", 0), ("1", "GPU-5", 0), ("1", None, 1), ("1", "2,3", 1)]
     for rank, visible, gpu in cases:
@@ -383,7 +384,7 @@ def test_vllm_is_refused_where_processes_would_share_a_gpu(monkeypatch: pytest.M
         else:
             with pytest.raises(ValueError, match=r"in process 1 of this machine.*--engine ray --gpus_per_worker 1"):
                 make_generator(config, tokenizer, "tiny")
-    assert len(made) == 4
+    assert made == ["words"] * 4
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")

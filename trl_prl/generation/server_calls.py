@@ -129,6 +129,7 @@ class ServerCalls:
     async def _attempts(self, attempt: Callable[[int], Awaitable[R]], name: str) -> R:
         import tenacity
 
+        numbers, num_unusable = iter(range(self.max_attempts)), 0
         stops = (
             tenacity.stop_after_attempt(self.max_attempts),
             tenacity.stop_after_delay(self.max_wait),
@@ -140,7 +141,6 @@ class ServerCalls:
             retry=tenacity.retry_if_exception_type(PassingError),
             retry_error_callback=lambda state: self._give_up(name, state),
         )
-        numbers, num_unusable = iter(range(self.max_attempts)), 0
 
         async def next_attempt() -> R:
             nonlocal num_unusable

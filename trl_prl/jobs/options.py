@@ -104,7 +104,7 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
         config ([`JobConfig`]):
             The job.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model, for servers.
+            Tokenizer of the model.
         model (`str`):
             Path or Hub id of the model.
 
@@ -127,8 +127,9 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
         from trl_prl.generation.vllm_engine import VLLMGenerator
 
         _refuse_shared_gpu()
-        return VLLMGenerator(model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-    return local_generator(config, model, config.adapter)
+        given = {"tokenizer": config.tokenizer, "dtype": config.dtype}
+        return VLLMGenerator(model, trust_remote_code=config.trust_remote_code, **given)
+    return local_generator(config, model, config.adapter, tokenizer)
 
 
 def process_device() -> str:
@@ -155,7 +156,7 @@ def _refuse_shared_gpu() -> None:
         )
 
 
-def local_generator(config: JobConfig, model: str, adapter: str | None = None) -> Generator:
+def local_generator(config: JobConfig, model: str, adapter: str | None = None, tokenizer: Any = None) -> Generator:
     """A generator over a model in this process, on this process's device.
 
     Args:
@@ -165,6 +166,8 @@ def local_generator(config: JobConfig, model: str, adapter: str | None = None) -
             Path or Hub id.
         adapter (`str`, *optional*):
             Path or Hub id of a PEFT adapter on top.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's tokenizer; by default the one that lies with it.
 
     Returns:
         [`Generator`]: The generator.
@@ -178,6 +181,7 @@ def local_generator(config: JobConfig, model: str, adapter: str | None = None) -
         quantization = BitsAndBytesConfig(load_in_4bit=True)
     return TransformersGenerator.from_pretrained(
         model,
+        tokenizer=tokenizer,
         adapter=adapter,
         dtype=config.dtype,
         quantization_config=quantization,
