@@ -252,6 +252,20 @@ def test_messages_go_through_the_chat_template(tiny_model_path: str, tmp_path: P
     } <= {None}
 
 
+def test_the_tokenizer_of_the_job_is_that_of_the_model(tiny_model_path: str, tmp_path: Path) -> None:
+    """The model's folder needs none; a seed model has its own end tokens, and the same ids."""
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_model_path, weights, ignore=shutil.ignore_patterns("*token*", "*.jinja"))
+    prompts = write_prompts(tmp_path, 2)
+    given = {"model": weights, "tokenizer": tiny_model_path, "seed_model": tiny_model_path}
+    assert cli.main(options(tmp_path / "values", prompts, **given)) == 0
+    config = CollectConfig(
+        model=tiny_model_path, dataset=str(prompts), output_dir="x", seed_model=arithmetic_policy_path()
+    )
+    with pytest.raises(ValueError, match="whose tokenizer has another vocabulary than that of the job"):
+        CollectWorker(config, load_rows(config.dataset))
+
+
 def test_progress_by_hand() -> None:
     counts = {"num_rollouts": 500, "num_unfinished": 3, "num_failed": 1, "num_sampled_tokens": 2_000_000}
     progress = Progress(30, 100, 10, 50.0, counts)

@@ -253,8 +253,17 @@ def test_streams(seed: int, key: str, sample: int) -> None:
     assert 0 <= request_seed(seed, key, sample) < 2**31
 
 
+def test_stop_texts_longer_than_the_pieces_are_found() -> None:
+    for stop, pieces in (("abcdef", ["abc", "def"]), ("</answer>", ["x", "</", "answer", ">"]), ("é\n", ["é", "\n"])):
+        finder = StopTexts([stop], 1)
+        assert [finder.found(0, piece.encode()) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+STOP_TEXTS = st.lists(st.text("ab\n", min_size=1, max_size=12), min_size=1, max_size=2)
+
+
 @pytest.mark.slow
-@given(st.binary(max_size=30), st.lists(st.sampled_from(["a", "ab", "ba", "\n\n"]), min_size=1, max_size=2), st.data())
+@given(st.binary(max_size=30), STOP_TEXTS, st.data())
 def test_stop_texts_are_found_however_the_text_is_cut(text: bytes, stop: list[str], data: st.DataObject) -> None:
     alphabet = b"ab\n"
     text = bytes(alphabet[byte % 3] for byte in text)

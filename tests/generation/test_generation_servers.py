@@ -31,6 +31,8 @@ from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.server_answers import AnswerReader
 from trl_prl.generation.server_calls import UnusableAnswerError, ask_openai
 from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
+from trl_prl.jobs.config import JobConfig
+from trl_prl.jobs.options import make_generator, process_device
 from trl_prl.search.beams import beam_search
 from trl_prl.search.scoring import EffectiveReward
 from trl_prl.steps.splitters import FixedLengthSplitter
@@ -255,6 +257,16 @@ def test_answers_that_stay_unusable_are_named(misbehaving: Any, tokenizer: Any, 
     assert len(misbehaving.bodies) == 6
 
 
+def test_unusable_answers_are_counted_and_other_failures_are_not(misbehaving: Any, tokenizer: Any) -> None:
+    """A server that is restarted for a while, and then answers badly now and then, is no hopeless one."""
+    generator = OpenAIGenerator([misbehaving.url], "tiny", tokenizer, backoff=0.001)
+    misbehaving.plan = [503] * 5 + ["no json"] * 5
+    assert len(generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))[0]) == 1
+    misbehaving.plan = ["no json", 503] * 20
+    with pytest.raises(ConnectionError, match=r"in 11 attempts.*a malformed answer"):
+        generator.generate(PROMPTS[:1], SamplingParams(max_tokens=4))
+
+
 @pytest.mark.parametrize("send_text", [False, True])
 def test_an_answer_with_anything_in_it_is_a_sample_or_named(tokenizer: Any, send_text: bool) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -353,6 +365,28 @@ def test_requests_at_a_time_are_bounded(misbehaving: Any, tokenizer: Any) -> Non
 # ---- engines that may not be installed ----
 
 
+def test_vllm_is_refused_where_processes_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+    made: list[str] = []
+    engine = "trl_prl.generation.vllm_engine.VLLMGenerator"
+    monkeypatch.setattr(engine, lambda model, **fields: made.append(fields["tokenizer"]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = JobConfig(model="tiny", tokenizer="words", dataset="x", output_dir="x", generator="vllm")
+    # Number of the process, what it sees, and its GPU where it has one of its own.
+    cases = [("0", None, 0), ("0", "2,3", 0), ("1", "3", 0), ("1", "GPU-5", 0), ("1", None, 1), ("1", "2,3", 1)]
+    for rank, visible, gpu in cases:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert process_device() == f"cuda:{gpu}"
+        if gpu == 0:
+            make_generator(config, tokenizer, "tiny")
+        else:
+            with pytest.raises(ValueError, match=r"in process 1 of this machine.*--engine ray --gpus_per_worker 1"):
+                make_generator(config, tokenizer, "tiny")
+    assert made == ["words"] * 4
+
+
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def test_missing_engines_name_the_extra(tokenizer: Any) -> None:
     with pytest.raises(ImportError, match=r"trl-prl\[vllm\]"):
@@ -371,6 +405,24 @@ def test_addresses_are_a_list(tokenizer: Any) -> None:
     for urls in ("http://127.0.0.1:1/v1", []):
         with pytest.raises(ValueError, match="as a list"):
             OpenAIGenerator(urls, "m", tokenizer)
+
+
+class NamesServer(JsonServer):
+    """A server of one model, as far as TRL's client asks before it samples."""
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"data": [{"id": "elsewhere/tiny"}]}
+
+
+def test_a_vllm_server_of_another_model_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trl.generation.vllm_client.is_vllm_available", lambda: True)
+    with running(NamesServer()) as server:
+        fields = {"dataset": "x", "output_dir": "x", "generator": "vllm-server", "reward": "exact_match"}
+        config = JobConfig(model="tiny", endpoints=[server.url.removesuffix("/v1")], **fields)
+        make_generator(config, tokenizer, "somewhere/tiny/")
+        for other in ("tiny-2", "elsewhere/tin"):
+            with pytest.raises(ValueError, match=rf"Got the model '{other}' at http.*'elsewhere/tiny' is served"):
+                make_generator(config, tokenizer, other)
 
 
 def test_client_of_trl_takes_what_is_sent() -> None:

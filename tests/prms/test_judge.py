@@ -99,6 +99,17 @@ def test_answers_are_kept_by_content_and_tokens_counted(server: JudgeServer, tmp
     assert len(server.bodies) == 5
 
 
+def test_answers_of_another_server_or_way_of_asking_are_not_taken(server: JudgeServer, tmp_path: Path) -> None:
+    def ask(url: str, **options: Any) -> int:
+        judge = JudgeProcessReward("m", url, method="verdicts", cache_path=tmp_path / "answers.db", **options)
+        assert judge(["a"], [["We add."]]) == [[1.0]]
+        return judge.cost.num_requests
+
+    assert [ask(server.url), ask(server.url)] == [1, 0]
+    assert [ask(server.url, structured=False), ask(server.url, structured=False)] == [1, 0]
+    assert ask(server.url.replace("127.0.0.1", "localhost")) == 1
+
+
 def test_verdicts_of_samples_are_averaged(server: JudgeServer) -> None:
     judge = JudgeProcessReward("m", server.url, method="verdicts", num_samples=8)
     assert judge(PROMPTS, STEPS) == [[1.0, 1.0, 0.25, 1.0], [1.0]]
@@ -128,6 +139,10 @@ def test_answers_without_a_verdict_leave_steps_unscored(server: JudgeServer) -> 
     found = judge(PROMPTS, STEPS)
     assert all(math.isnan(value) for row in found for value in row)
     assert judge.cost.num_unread == 4
+    # It may say something else the next time.
+    server.words = "{}"
+    assert judge(PROMPTS, STEPS)[1] == [1.0]
+    assert (judge.cost.num_unread, judge.cost.num_cached) == (4, 0)
 
 
 def test_failures_are_tried_again(server: JudgeServer) -> None:

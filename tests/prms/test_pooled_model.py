@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,12 @@ class PoolingServer(JsonServer):
 
     def __init__(self) -> None:
         super().__init__()
+        self.names = ["elsewhere/" + Path(arithmetic_verifier_path()).name]
         self.model = ProcessAdvantageVerifier.from_pretrained(arithmetic_verifier_path()).model.eval()
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         if not body:
-            return {"data": [{"id": "served"}]}
+            return {"data": [{"id": name} for name in self.names]}
         with torch.no_grad():
             logits = self.model(input_ids=torch.tensor([body["input"]])).logits[0].tolist()
         return {"data": [{"index": 0, "data": logits}]}
@@ -50,10 +52,16 @@ def test_values_are_those_of_the_model_in_this_process(server: PoolingServer) ->
     assert [len(row) for row in found[1]] == [3, 0]
     assert found[1][0] == pytest.approx(expected[1][0], abs=1e-5)
     asked = {key: server.bodies[-1][key] for key in ("model", "task", "use_activation")}
-    assert asked == {"model": "served", "task": "token_classify", "use_activation": False}
+    assert asked == {"model": server.names[0], "task": "token_classify", "use_activation": False}
 
 
-def test_another_model_is_noticed(server: PoolingServer) -> None:
+def test_a_server_of_another_model_is_refused(server: PoolingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "names", ["org/other", "org/third"])
+    with pytest.raises(ValueError, match=r"Got the model '.*' at http.*, where 'org/other' and 'org/third' is served"):
+        served(server)
+
+
+def test_another_model_of_the_same_name_is_noticed(server: PoolingServer) -> None:
     verifier = served(server)
     server.plan = [{"data": [{"data": [[0.0, 1.0]]}]}] * 9
     with pytest.raises(ValueError, match=r"with 1 rows of \[2\] numbers, not with 1 logits of each token"):

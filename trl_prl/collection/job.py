@@ -54,6 +54,7 @@ class CollectWorker:
         self.config, self.dataset, self.tools = config, dataset, tools or Tools(config)
         if seed_generator is None and config.seed_model is not None:
             seed_generator = local_generator(config, config.seed_model)
+            _refuse_other_ids(seed_generator, self.tools.tokenizer, config.seed_model)
         self.seed_generator = seed_generator
         self.splitter = get_splitter(config.splitter, step_length=config.step_length)
         self.token_pieces = TokenPieces(self.tools.tokenizer)
@@ -82,6 +83,21 @@ class CollectWorker:
     def close(self) -> None:
         """Give back memory and processes."""
         self.tools.close()
+
+
+def _refuse_other_ids(seed_generator: Any, tokenizer: Any, model: str) -> None:
+    """Seeds come as ids, which the prover continues; only what is added for chats may differ."""
+    theirs, ours = (
+        dict(one.get_vocab().items() - one.get_added_vocab().items()) for one in (seed_generator.tokenizer, tokenizer)
+    )
+    shared = theirs.keys() & ours.keys()
+    moved = [token for token in shared if theirs[token] != ours[token]]
+    if moved or not shared:
+        raise ValueError(
+            f"Got the seed model {model!r}, whose tokenizer has another vocabulary than that of the job: of "
+            f"{len(shared)} tokens that both have {len(moved)} have other ids, so the prover would read its seeds as "
+            "other texts. Use a seed model of the same family, or the right `--tokenizer`."
+        )
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class TransformersGenerator:
         cls,
         model: str,
         *,
+        tokenizer: Any = None,
         adapter: str | None = None,
         dtype: str | torch.dtype = "auto",
         quantization_config: Any | None = None,
@@ -102,16 +103,14 @@ class TransformersGenerator:
         """Load a model and its tokenizer.
 
         Args:
-            model (`str`):
-                Path or Hub id.
+            model (`str`), tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Path or Hub id, and a tokenizer to use instead of the one that lies there.
             adapter (`str`, *optional*):
                 Path or Hub id of a PEFT adapter on top, in safetensors format.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
                 Dtype of the weights, `"float32"` or `"bfloat16"` for instance; the one they are stored in by default.
-            quantization_config (`BitsAndBytesConfig`, *optional*):
-                Quantization, as in `transformers`.
-            device (`str` or `torch.device`, *optional*):
-                Where to run; a GPU if there is one by default.
+            quantization_config (`BitsAndBytesConfig`, *optional*), device (`str` or `torch.device`, *optional*):
+                Quantization, as in `transformers`, and where to run; a GPU if there is one by default.
             max_batch_tokens (`int`, *optional*, defaults to `65536`):
                 As in the constructor.
             **model_kwargs:
@@ -125,8 +124,7 @@ class TransformersGenerator:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model_kwargs.setdefault("trust_remote_code", False)
-        trust_remote_code = model_kwargs["trust_remote_code"]
+        trust_remote_code = model_kwargs.setdefault("trust_remote_code", False)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if quantization_config is not None:
             # Quantized weights are made on their device and cannot be moved to another one.
@@ -145,8 +143,9 @@ class TransformersGenerator:
                 loaded = PeftModel.from_pretrained(loaded, str(adapter_folder(adapter) or adapter))
         if quantization_config is None:
             loaded = loaded.to(device)
-        with model_named(model):
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        if tokenizer is None:
+            with model_named(model):
+                tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         return cls(loaded, tokenizer, max_batch_tokens=max_batch_tokens)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ A library's sampler draws one random tensor for the whole batch, so a sample cha
 sample `i` of the prompt with key `k` under seed `s` owns the stream of a counter-based generator keyed by a digest of
 `(s, k, i)`; its token at position `t` is the one whose interval of the cumulative distribution holds number `t` of the
 stream. What remains is rounding: another batch shape may change logits in their last bits, and a token changes when
-its number falls into that sliver (about one token in a million in float32, one in some hundreds in bfloat16).
+its number falls into that sliver (by size one token in a million in float32, one in some hundreds in bfloat16).
 """
 
 from __future__ import annotations
@@ -152,5 +152,5 @@ class StopTexts:
             `bool`: Whether the sample ends here.
         """
         text = self._tails[sample] + piece
-        self._tails[sample] = text[len(text) - self._kept :] if self._kept else b""
+        self._tails[sample] = text[max(0, len(text) - self._kept) :]
         return any(stop in text for stop in self._stop)

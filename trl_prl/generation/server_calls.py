@@ -129,10 +129,11 @@ class ServerCalls:
     async def _attempts(self, attempt: Callable[[int], Awaitable[R]], name: str) -> R:
         import tenacity
 
+        numbers, num_unusable = iter(range(self.max_attempts)), 0
         stops = (
             tenacity.stop_after_attempt(self.max_attempts),
             tenacity.stop_after_delay(self.max_wait),
-            _has_seen_enough,
+            lambda _: num_unusable >= _MAX_UNUSABLE,
         )
         attempts = tenacity.AsyncRetrying(
             stop=lambda state: any(stop(state) for stop in stops),
@@ -140,10 +141,14 @@ class ServerCalls:
             retry=tenacity.retry_if_exception_type(PassingError),
             retry_error_callback=lambda state: self._give_up(name, state),
         )
-        numbers = iter(range(self.max_attempts))
 
         async def next_attempt() -> R:
-            return await attempt(next(numbers))
+            nonlocal num_unusable
+            try:
+                return await attempt(next(numbers))
+            except UnusableAnswerError:
+                num_unusable += 1
+                raise
 
         return await attempts(next_attempt)
 
@@ -164,10 +169,6 @@ class ServerCalls:
             f"{self._hidden(', '.join(self.urls))} gave no answer to {name} that can be used, in "
             f"{state.attempt_number} attempts. The last one: {str(last).rstrip('.')}. {self.advice}".rstrip()
         ) from (last.__cause__ or last)
-
-
-def _has_seen_enough(state: Any) -> bool:
-    return state.attempt_number >= _MAX_UNUSABLE and isinstance(state.outcome.exception(), UnusableAnswerError)
 
 
 def openai_calls(urls: Sequence[str | None], api_key: str, **settings: Any) -> ServerCalls:
@@ -267,6 +268,31 @@ def part_of(answer: Any, name: str, *types: type) -> Any:
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise UnusableAnswerError(f"a malformed answer, with halves of characters in its {name}")
     return value
+
+
+def served_as(model: str, names: Sequence[str], url: str) -> str:
+    """The name that a vLLM server has for a model, of which only the last part must be the same.
+
+    Args:
+        model (`str`):
+            Path or Hub id of the model that is asked for.
+        names (`Sequence[str]`), url (`str`):
+            What the server serves, and its address for the message.
+
+    Returns:
+        `str`: One of the names.
+
+    Raises:
+        `ValueError`: When the server serves other models only.
+    """
+    found = [name for name in names if _last_part(name) == _last_part(model)]
+    if not found:
+        raise ValueError(
+            f"Got the model {model!r} at {url}, where {' and '.join(map(repr, names))} is served, whose answers would "
+            "be taken for those of the other. Give the address of a server of this model, or start it with "
+            f"`--served-model-name {_last_part(model)}` where it is the same under another name."
+        )
+    return found[0]
 
 
 def _last_part(name: str) -> str:

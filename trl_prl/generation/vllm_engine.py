@@ -13,7 +13,7 @@ from trl_prl.types import Completion, Prompt, SamplingParams
 from .engines import check_urls, completion_of, finish_reason_of, key_of, tell
 from .sampling import request_seed
 from .server_answers import check_ids
-from .server_calls import UnusableAnswerError
+from .server_calls import UnusableAnswerError, served_as
 
 
 class VLLMGenerator:
@@ -89,18 +89,28 @@ class VLLMServerGenerator:
             Addresses; prompts are dealt out among them by their order.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer.
+        model (`str`, *optional*):
+            Path or Hub id of the model that the servers must serve, compared by the last part of its name. Without it
+            whatever they serve is sampled from.
         connection_timeout (`float`, *optional*, defaults to `120.0`):
             Seconds to wait for the servers to be up.
 
     Raises:
         `ImportError`: When vLLM, which TRL's client needs, is not installed.
-        `ValueError`: When there is no address.
+        `ValueError`: When there is no address, or a server serves another model.
         `ConnectionError`: While sampling, when an answer holds no ids, too many, or some outside the vocabulary.
     """
 
     on_sample: Callable[[int], None] | None = None
 
-    def __init__(self, base_urls: Sequence[str], tokenizer: Any, *, connection_timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        base_urls: Sequence[str],
+        tokenizer: Any,
+        *,
+        model: str | None = None,
+        connection_timeout: float = 120.0,
+    ) -> None:
         check_urls(base_urls)
         from trl.generation.vllm_client import VLLMClient
 
@@ -111,6 +121,10 @@ class VLLMServerGenerator:
                 f"Got the servers {', '.join(base_urls)}, but TRL's client for them needs vLLM ({error}). Install it: "
                 "pip install trl-prl[vllm], or use OpenAIGenerator with the same addresses."
             ) from error
+        for url, client in zip(base_urls, self._clients, strict=True):
+            if model is not None:
+                # The client takes the first model that its server names.
+                served_as(model, [client.model], url)
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self._pieces = TokenPieces(tokenizer)
 

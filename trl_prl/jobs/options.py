@@ -104,12 +104,15 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
         config ([`JobConfig`]):
             The job.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model, for servers.
+            Tokenizer of the model.
         model (`str`):
             Path or Hub id of the model.
 
     Returns:
         [`Generator`]: The generator.
+
+    Raises:
+        `ValueError`: When vLLM would start on a GPU that another process has.
     """
     if config.generator == "openai":
         from trl_prl.generation.openai_server import OpenAIGenerator
@@ -119,22 +122,41 @@ def make_generator(config: JobConfig, tokenizer: Any, model: str) -> Generator:
     if config.generator == "vllm-server":
         from trl_prl.generation.vllm_engine import VLLMServerGenerator
 
-        return VLLMServerGenerator(config.endpoints, tokenizer)
+        return VLLMServerGenerator(config.endpoints, tokenizer, model=model)
     if config.generator == "vllm":
         from trl_prl.generation.vllm_engine import VLLMGenerator
 
-        return VLLMGenerator(model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-    return local_generator(config, model, config.adapter)
+        _refuse_shared_gpu()
+        given = {"tokenizer": config.tokenizer, "dtype": config.dtype}
+        return VLLMGenerator(model, trust_remote_code=config.trust_remote_code, **given)
+    return local_generator(config, model, config.adapter, tokenizer)
 
 
 def process_device() -> str:
     """The GPU of this process, by `accelerate launch` or `torchrun`, if there is one, else the CPU."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{_gpu_number()}" if torch.cuda.is_available() else "cpu"
 
 
-def local_generator(config: JobConfig, model: str, adapter: str | None = None) -> Generator:
+def _gpu_number() -> int:
+    """Number of this process's GPU among those that it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return 0 if visible and "," not in visible else int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _refuse_shared_gpu() -> None:
+    """vLLM takes the first GPU that a process sees, whatever its number."""
+    if _gpu_number():
+        raise ValueError(
+            f"Got generator='vllm' in process {_gpu_number()} of this machine, which sees more GPUs than one by "
+            f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}, so the vLLM of every process would "
+            "start on the first. Use --engine ray --gpus_per_worker 1; or start one process per GPU without a "
+            "launcher, each with its own CUDA_VISIBLE_DEVICES, --num_processes and --process_index."
+        )
+
+
+def local_generator(config: JobConfig, model: str, adapter: str | None = None, tokenizer: Any = None) -> Generator:
     """A generator over a model in this process, on this process's device.
 
     Args:
@@ -144,6 +166,8 @@ def local_generator(config: JobConfig, model: str, adapter: str | None = None) -
             Path or Hub id.
         adapter (`str`, *optional*):
             Path or Hub id of a PEFT adapter on top.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's tokenizer; by default the one that lies with it.
 
     Returns:
         [`Generator`]: The generator.
@@ -157,6 +181,7 @@ def local_generator(config: JobConfig, model: str, adapter: str | None = None) -
         quantization = BitsAndBytesConfig(load_in_4bit=True)
     return TransformersGenerator.from_pretrained(
         model,
+        tokenizer=tokenizer,
         adapter=adapter,
         dtype=config.dtype,
         quantization_config=quantization,

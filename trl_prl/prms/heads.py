@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, Qwen2ForTokenClassification, Qwen2Model, Qwen2PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from trl_prl.generation.server_calls import UnusableAnswerError
+from trl_prl.generation.server_calls import UnusableAnswerError, served_as
 
 from .remote import http_answer, http_calls
 
@@ -133,8 +133,10 @@ class PooledModel(nn.Module):
     Args:
         url (`str`):
             Address, such as `"http://10.0.0.7:8000"`.
+        model (`str`):
+            Folder or hub id of the served model, compared by the last part of its name.
         config ([`~transformers.PreTrainedConfig`]):
-            Config of the served model.
+            Its config.
         timeout (`float`, *optional*, defaults to `120.0`):
             Seconds for the request of one solution.
         max_wait (`float`, *optional*, defaults to `300.0`):
@@ -143,9 +145,10 @@ class PooledModel(nn.Module):
     Raises:
         `ImportError`: If httpx or tenacity is not installed.
         `ConnectionError`: If the server does not answer in time.
+        `ValueError`: If it serves another model.
     """
 
-    def __init__(self, url: str, config: Any, *, timeout: float = 120.0, max_wait: float = 300.0) -> None:
+    def __init__(self, url: str, model: str, config: Any, *, timeout: float = 120.0, max_wait: float = 300.0) -> None:
         super().__init__()
         self.config = config
         # Whoever asks where the model lies finds a place.
@@ -159,7 +162,7 @@ class PooledModel(nn.Module):
             concurrency=64,
             advice="Check that `vllm serve MODEL --runner pooling` runs there.",
         )
-        self._served = next(self._calls.each(_served_name, [None], lambda _: "/v1/models"))
+        self._served = next(self._calls.each(_served_name, [model], lambda _: "/v1/models"))
 
     @classmethod
     def of(cls, path: str, url: str, family: Any, revision: str | None = None) -> PooledModel:
@@ -173,7 +176,7 @@ class PooledModel(nn.Module):
                 f"Got vllm={url!r} for '{path}' of the family {family!r}, whose scores vLLM's pooling runner cannot "
                 "compute. Serve it with `trl-prl serve`, or leave `vllm` out."
             )
-        return cls(url, AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
+        return cls(url, path, AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
         """Logits of shape (B, T, L) for texts that are padded on the right; zeros behind their ends."""
@@ -203,12 +206,15 @@ class PooledModel(nn.Module):
         return rows  # type: ignore[no-any-return]
 
 
-async def _served_name(client: Any, _: None) -> str:
+async def _served_name(client: Any, model: str) -> str:
     answer = await http_answer(client, "GET", "/v1/models")
     try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise UnusableAnswerError(f"no name of a model ({type(error).__name__}: {error})") from error
+        names = [str(entry["id"]) for entry in answer["data"]]
+    except (KeyError, TypeError) as error:
+        raise UnusableAnswerError(f"no names of models ({type(error).__name__}: {error})") from error
+    if not names:
+        raise UnusableAnswerError("no model")
+    return served_as(model, names, str(client.base_url))
 
 
 def _token_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:

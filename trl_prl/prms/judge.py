@@ -93,7 +93,7 @@ class JudgeProcessReward:
         timeout (`float`, *optional*, defaults to `120.0`), max_retries (`int`, *optional*, defaults to `5`):
             Seconds for a whole attempt, and attempts after the first.
         cache_path (`str`, *optional*):
-            SQLite file in which answers are kept by their content; in memory by default.
+            SQLite file in which answers with a verdict are kept by what was asked where; in memory by default.
 
     Raises:
         `ValueError`: If the method is unknown or a number is out of its range.
@@ -139,6 +139,7 @@ class JudgeProcessReward:
         self.temperature = temperature if num_samples > 1 else 0.0
         self.template = template or (PROBABILITY_TEMPLATE if method == "probability" else VERDICTS_TEMPLATE)
         self.structured = structured
+        self._asked = [*self._calls.urls, model, structured]
         self.initial_value = initial_value
         self.cost = JudgeCost()
         """Requests and tokens so far."""
@@ -210,7 +211,7 @@ class JudgeProcessReward:
         question, steps, options = judgement
         numbered = "\n".join(f"Step {number}: {step}" for number, step in enumerate(steps, 1))
         text = self.template.format(question=question, steps=numbered, number=len(steps))
-        content = json.dumps([self.model, text, dict(options)], sort_keys=True)
+        content = json.dumps([self._asked, text, dict(options)], sort_keys=True)
         key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         with self._lock:
             known = self._cache.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
@@ -224,8 +225,9 @@ class JudgeProcessReward:
             self.cost.num_unread += verdict is None
             self.cost.prompt_tokens += part_of(response, "usage.prompt_tokens", int, NoneType) or 0
             self.cost.completion_tokens += part_of(response, "usage.completion_tokens", int, NoneType) or 0
-            self._cache.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(verdict)))
-            self._cache.commit()
+            if verdict is not None:
+                self._cache.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(verdict)))
+                self._cache.commit()
         return verdict
 
     async def _request(self, client: Any, text: str, options: Mapping[str, Any], num_steps: int) -> Any:
