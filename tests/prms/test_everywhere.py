@@ -95,7 +95,7 @@ def test_search(family: str, prm_paths: dict[str, str], tmp_path: Path) -> None:
     words += ["--reward", "tests.benchmarks.arithmetic.task:arithmetic_reward", "--process-reward"]
     # Progress has no value that a search could compare finished solutions by.
     words.append(prm_paths[family] + ",returns=values" * (family == "implicit"))
-    words += ["--answer", "tests.benchmarks.arithmetic.task:read_answer", "--max-completion-length", "24", "--n", "2"]
+    words += ["--max-completion-length", "24", "--n", "2"]
     words += ["--check-timeout", "0", "--plot", "none", "--method", "best_of_n"]
     assert main(["search", *words]) == 0
 

@@ -51,6 +51,7 @@ class Options(VerifierOptions, EngineOptions, PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_engine()
         require(self, "verifier", "file", "output")
 
     def rows(self) -> Rows:
