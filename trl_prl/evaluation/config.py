@@ -105,6 +105,7 @@ class EvaluateConfig(JobConfig):
         """Refuse options that nothing would heed next to others."""
         refuse_unheeded(self, _OF_MODELS, "samples", unless=not self.samples)
         refuse_unheeded(self, _OF_SAMPLES, "samples", unless=bool(self.samples))
+        refuse_unheeded(self, ["answer_field"], "answer_pattern", unless=self.answer_pattern is None)
         runs_models = bool(self.verifiers or not self.samples)
         refuse_unheeded(self, ["dtype", "max_batch_tokens"], "verifiers", unless=runs_models)
         # Given samples may bring scores.
