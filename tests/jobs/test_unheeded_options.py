@@ -10,6 +10,7 @@ from trl_prl.collection.config import CollectConfig
 from trl_prl.commands import evaluate_verifier, plan, score, split_report
 from trl_prl.evaluation.config import EvaluateConfig
 from trl_prl.search.config import SearchConfig
+from trl_prl.verifier.config import PAVRewardConfig
 
 
 JOB = {"model": "m", "dataset": "d", "output_dir": "o"}
@@ -25,6 +26,7 @@ MAKERS: dict[str, Any] = {
     "evaluate-verifier": lambda **given: evaluate_verifier.Options(**{**JUDGED, **given}),
     "split-report": lambda **given: split_report.Options(**{"tokenizer": "t", "file": "f", **given}),
     "plan": lambda **given: plan.Options(**given),
+    "verifier": lambda **given: PAVRewardConfig(**{"output_dir": "o", "use_cpu": True, "bf16": False, **given}),
 }
 
 
@@ -39,6 +41,7 @@ MAKERS: dict[str, Any] = {
         ("collect", {}, {"tolerance": 0.1}, "adaptive"),
         ("collect", {}, {"rule_confidence": 0.9}, "adaptive"),
         ("collect", {}, {"n_probe": 8}, "strategy"),
+        ("verifier", {}, {"step_length": 64}, "step_splitter"),
         *[(command, {}, {"step_length": 64}, "splitter") for command in ("collect", "search", "split-report", "plan")],
         ("collect", SERVER, {"dtype": "bfloat16"}, "generator"),
         ("search", SERVER, {"max_batch_tokens": 9}, "generator"),
@@ -93,6 +96,7 @@ MAKERS: dict[str, Any] = {
         ("evaluate-verifier", {"dataset": "processbench"}, {"dataset_split": "test"}, "dataset"),
         ("evaluate-verifier", {"dataset": "processbench:folder"}, {"dataset_config": "c"}, "dataset"),
         ("evaluate-verifier", {"error_threshold": 0.5}, {"tune_fraction": 0.5}, "error_threshold"),
+        ("evaluate", {**SAMPLES, "answer_pattern": "a"}, {"answer_field": "a"}, "answer_pattern"),
         ("plan", {}, {"splitter": "sentence"}, "samples"),
         ("plan", {"samples": "s", "tokenizer": "t"}, {"num_steps": 3.0}, "samples"),
     ],

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from trl import RewardConfig
 
+from trl_prl.jobs.config import refuse_unheeded
 from trl_prl.prompts.format import PromptFormat
 from trl_prl.steps.splitters import SPLITTER_HELP
 
@@ -134,6 +135,7 @@ class PAVRewardConfig(RewardConfig):
                 f"`center_rewards_coefficient` is {self.center_rewards_coefficient}, which centres the scores of "
                 "pairs, but a verifier learns probabilities from single solutions. Leave it at None."
             )
+        refuse_unheeded(self, ["step_length"], "step_splitter", unless=self.step_splitter == "fixed")
         self.verifier_settings()
 
     def prompts(self) -> PromptFormat:
