@@ -156,10 +156,17 @@ class PAVRewardConfig(RewardConfig):
             [`VerifierSettings`]: The settings.
 
         Raises:
-            `ValueError`: If one is out of its range.
+            `ValueError`: If one is out of its range, or the labels have got the Best-of-K transform already.
         """
         own = {name: value for name, value in self.prompts().to_dict().items() if value}
         collected = json.loads(self.collected) if isinstance(self.collected, str) else self.collected
+        labels_of = (collected or {}).get("best_of_k", 1)
+        if self.best_of_k > 1 and labels_of > 1:
+            raise ValueError(
+                f"`best_of_k` is {self.best_of_k}, but the labels were collected with best_of_k={labels_of}, so they "
+                f"are values of the best of {labels_of} already, and every score would be transformed a second time. "
+                "Leave `best_of_k` at 1."
+            )
         # What collection has put around prompts stays there.
         prompts = PromptFormat.from_dict({**(collected or {}), **own})
         return VerifierSettings.from_dict({**vars(self), "prompts": prompts, "collected": collected})
