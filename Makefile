@@ -22,7 +22,7 @@ help:  ## Show the targets
 quickstart: $(STAMP)  ## Train small policies with process rewards on the CPU, in a few minutes
 	$(BIN)/trl-prl quickstart
 
-test: lint typecheck docs  ## Run every check and every test
+test: lint typecheck docs  ## Run every check, and every test that needs no Ray, DeepSpeed or vLLM
 	$(PYTEST) -n $(PYTEST_WORKERS) -m "not slow and not ray and not sharded and not vllm"
 	$(PYTEST) -n $(PYTEST_WORKERS) --dist worksteal -m "slow and not ray and not sharded and not vllm"
 

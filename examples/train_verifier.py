@@ -53,6 +53,11 @@ class DataArguments(ScriptArguments):
 
 
 def load_splits(data: DataArguments) -> dict[str, Dataset]:
+    if data.dataset_streaming:
+        raise ValueError(
+            "Got dataset_streaming=True, but rows are held out by their prompts and their labels counted, which needs "
+            "all rows. Leave it out; Parquet files are not held in memory."
+        )
     if data.format is None:
         return load_rows(data.dataset_name, data.dataset_config, split=None)
     splits = open_rows(data.dataset_name, data.dataset_config, split=None)

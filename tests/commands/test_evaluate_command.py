@@ -284,6 +284,49 @@ def test_what_was_written_can_be_evaluated_again(tmp_path: Path) -> None:
     assert set(again["models"][0]["groups"]["level"]) == {"1", "2"}
 
 
+def test_several_models_of_one_file_stay_apart(tmp_path: Path) -> None:
+    """`a` is right on every problem and `b` on half of them; what is written of both says so again."""
+    files = []
+    for name, answers in (("a", "1111"), ("b", "1010")):
+        rows = [{"prompt": f"p{i}", "answer": "1", "completions": [c, c]} for i, c in enumerate(answers)]
+        files.append(f"{name}={write_jsonl(tmp_path / f'{name}.jsonl', rows)}")
+    reward = "tests.commands.test_evaluate_command:parity"
+    first = evaluate(tmp_path / "first", samples=files, reward=reward)
+    written = tmp_path / "first" / "problems.jsonl"
+    again = evaluate(tmp_path / "again", samples=written, reward=reward)
+    assert [model["name"] for model in again["models"]] == ["a", "b"]
+    assert [metrics_of(again, model)["avg@2"] for model in (0, 1)] == [1.0, 0.5]
+    assert again["comparisons"] == first["comparisons"]
+    next_to_another = evaluate(tmp_path / "three", samples=[files[1], f"both={written}"], reward=reward)
+    assert [model["name"] for model in next_to_another["models"]] == ["b", "both/a", "both/b"]
+
+
+def test_a_pattern_wins_over_answers_of_the_file(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "answer": "1", "samples": [{"completion": "a 1 b 0", "pred": "0", "correct": True}]}]
+    path = write_jsonl(tmp_path / "samples.jsonl", rows)
+    for folder, options, answer in (("file", {}, "0"), ("pattern", {"answer_pattern": "a ([0-9])"}, "1")):
+        evaluate(tmp_path / folder, samples=path, **options)
+        (row,) = map(json.loads, (tmp_path / folder / "problems.jsonl").read_text().splitlines())
+        assert row["samples"][0]["answer"] == answer
+
+
+def test_cut_samples_that_a_file_calls_wrong_are_checked_with_recheck(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`wrong` of an earlier evaluation is no check."""
+    samples = [{"completion": "1", "finish_reason": "length"}, {"completion": "1", "finish_reason": "eos"}]
+    path = write_jsonl(tmp_path / "samples.jsonl", [{"prompt": "p", "answer": "1", "samples": samples}])
+    reward = "tests.commands.test_evaluate_command:parity"
+    evaluate(tmp_path / "wrong", samples=path, reward=reward)
+    assert "--recheck" not in caplog.text
+    written = tmp_path / "wrong" / "problems.jsonl"
+    kept = evaluate(tmp_path / "kept", samples=written, reward=reward, unfinished="check")
+    assert metrics_of(kept)["avg@2"] == 0.5
+    assert "1 samples at the length limit are called wrong by the file" in caplog.text
+    checked = evaluate(tmp_path / "checked", samples=written, reward=reward, unfinished="check", recheck=True)
+    assert metrics_of(checked)["avg@2"] == 1.0
+
+
 @pytest.mark.slow
 def test_a_pool_of_hostile_answers_is_evaluated(tmp_path: Path) -> None:
     """Good answers between hostile ones are right, and those that took too long are not called wrong."""

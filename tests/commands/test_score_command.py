@@ -28,7 +28,8 @@ def verifier_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Add 1.\n", "completion": "First 12.\nSo the answer is 13.", "id": 0},
     {"prompt": [{"role": "user", "content": "Add 2.\n"}], "completion": [{"role": "assistant", "content": "2\n3"}]},
-    {"prompt": "Add 3.\n", "completions": ["Then 4", "5.\n"], "labels": [1.0, None]},
+    # As `trl-prl collect` writes it: the measured value of the prompt is a label, and stays.
+    {"prompt": "Add 3.\n", "completions": ["Then 4", "5.\n"], "labels": [1.0, None], "initial_value": 0.25},
 ]
 
 
@@ -54,7 +55,7 @@ def test_texts_messages_and_lists_of_steps(verifier_path: str, tmp_path: Path, s
     initial, values = verifier.score_solutions([row["prompt"] for row in ROWS], steps)
     for row, before, start, expected in zip(found, ROWS, initial, values, strict=True):
         assert before.items() <= row.items()  # nothing of the input is lost
-        assert row["initial_value"] == pytest.approx(start, abs=1e-5)
+        assert row["scored_initial_value"] == pytest.approx(start, abs=1e-5)
         assert row["step_values"] == pytest.approx(expected, abs=1e-5)
         assert sum(row["step_advantages"]) == pytest.approx(expected[-1] - start, abs=1e-5)
 
@@ -75,7 +76,7 @@ def test_parquet_in_and_out_in_chunks(
     found = list(open_rows(output))
     assert [row["question"] for row in found] == prompts
     assert found[0]["step_values"] == [None, None]
-    assert found[0]["initial_value"] is None
+    assert found[0]["scored_initial_value"] is None
     assert None not in found[2]["step_values"]
     message = " ".join(capsys.readouterr().err.split())
     assert "4 steps lie beyond 60 tokens" in message

@@ -46,13 +46,14 @@ def write_problems(folder: Path, n: int) -> Path:
 
 
 def options(folder: Path, problems: Path, *n: int, **changes: Any) -> list[str]:
+    method = changes.get("method", "beam")
     fields = {
         "model": arithmetic_policy_path(),
         "dataset": str(problems),
         "output_dir": str(folder),
         "reward": "tests.benchmarks.arithmetic.task:arithmetic_reward",
-        "process_reward": EXACT,
-        "answer": "tests.benchmarks.arithmetic.task:read_answer",
+        **({} if method == "majority_vote" else {"process_reward": EXACT}),
+        **({"answer": "tests.benchmarks.arithmetic.task:read_answer"} if method.endswith("vote") else {}),
         "max_completion_length": 24,
         "problems_per_unit": 3,
         "check_timeout": 0,
@@ -251,7 +252,7 @@ def folder_size(folder: Path) -> int:
         ({"n": (0,)}, "whole numbers"),
         ({"n": ()}, "whole numbers"),
         ({"n": (2, 2)}, "different whole numbers"),
-        ({"advantage_reward": EXACT, "alpha": 0.0}, "never be used"),
+        ({"advantage_reward": EXACT, "alpha": 0.0}, "nothing would heed it"),
         ({"max_steps": 0}, "no room for a single step"),
         ({"model": ""}, "model not given"),
     ],

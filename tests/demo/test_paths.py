@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +78,14 @@ def test_splits_share_no_problem_and_problems_have_their_length() -> None:
     assert path_dataset("test", 7, seed=1)["prompt"] == path_dataset("test", 7, seed=1)["prompt"]
     with pytest.raises(ValueError, match="no such split"):
         problems_of("dev", NEAR)  # type: ignore[arg-type]
+
+
+def test_data_sets_of_the_pipeline_page_share_no_problem(repo_root: Path) -> None:
+    page = (repo_root / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    made = re.findall(r'path_dataset\("(\w+)", (\d+), seed=(\d+)\)', page)
+    prompts = [path_dataset(split, int(n), int(seed))["prompt"] for split, n, seed in made]  # type: ignore[arg-type]
+    assert len(made) == 3
+    assert len({prompt for part in prompts for prompt in part}) == sum(map(len, prompts))
 
 
 def test_prompts_are_read_back() -> None:

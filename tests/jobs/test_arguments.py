@@ -61,9 +61,10 @@ def test_files_that_are_no_options_are_refused(tmp_path: Path, text: str, messag
 
 
 def test_names_with_dashes_lists_and_switches() -> None:
-    words = ["--output-dir", "o", "--dataset", "d", "--models", "a=x", "y", "--k", "1", "2", "--recheck", "--plot=svg"]
+    words = ["--output-dir", "o", "--dataset", "d", "--models", "a=x", "y", "--k", "1", "2", "--plot=svg"]
+    words += ["--as-user-message"]
     config = parse_options(EvaluateConfig, words)
-    assert (config.output_dir, config.models, config.k, config.recheck) == ("o", ["a=x", "y"], [1, 2], True)
+    assert (config.output_dir, config.models, config.k, config.as_user_message) == ("o", ["a=x", "y"], [1, 2], True)
     # A default is not shared between configurations.
     assert config.aggregations is not parse_options(EvaluateConfig, words).aggregations
 

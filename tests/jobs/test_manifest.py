@@ -145,7 +145,9 @@ def test_secrets_are_masked_and_only_the_user_reads_it(tmp_path: Path) -> None:
     assert "abc" not in text
     assert stat.S_IMODE((tmp_path / MANIFEST).stat().st_mode) == 0o600
     open_manifest(tmp_path, settings)
-    config = CollectConfig(model="m", dataset="d", output_dir="o", api_key="abc")
+    config = CollectConfig(
+        model="m", dataset="d", output_dir="o", api_key="abc", generator="openai", endpoints=["http://h"]
+    )
     assert "api_key" not in config.settings()
 
 

@@ -84,7 +84,7 @@ def test_score(family: str, prm_paths: dict[str, str], tmp_path: Path) -> None:
     assert "".join(steps[0]) == rows[0]["completion"]
     initial, values = score_prefixes(load_process_reward(prm_paths[family]), ["Add 1.", "Add 2."], steps)
     torch.testing.assert_close(flat(row["step_values"] for row in found), flat(values), atol=1e-5, rtol=0)
-    assert [row["initial_value"] for row in found] == pytest.approx(initial)
+    assert [row["scored_initial_value"] for row in found] == pytest.approx(initial)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +95,7 @@ def test_search(family: str, prm_paths: dict[str, str], tmp_path: Path) -> None:
     words += ["--reward", "tests.benchmarks.arithmetic.task:arithmetic_reward", "--process-reward"]
     # Progress has no value that a search could compare finished solutions by.
     words.append(prm_paths[family] + ",returns=values" * (family == "implicit"))
-    words += ["--answer", "tests.benchmarks.arithmetic.task:read_answer", "--max-completion-length", "24", "--n", "2"]
+    words += ["--max-completion-length", "24", "--n", "2"]
     words += ["--check-timeout", "0", "--plot", "none", "--method", "best_of_n"]
     assert main(["search", *words]) == 0
 

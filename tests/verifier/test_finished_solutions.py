@@ -154,6 +154,19 @@ def test_training_follows_the_collection(tmp_path: Path, caplog: pytest.LogCaptu
     assert not caplog.records
 
 
+def test_labels_are_not_made_those_of_best_of_k_twice(tmp_path: Path) -> None:
+    folder = collected_folder(tmp_path)
+    args = make_args()
+    follow_collection(args, str(folder))
+    assert args.verifier_settings().best_of_k == 1
+    args = make_args(best_of_k=2)
+    follow_collection(args, str(folder))
+    with pytest.raises(ValueError, match=r"collected with best_of_k=4.*Leave `best_of_k` at 1"):
+        args.verifier_settings()
+    with pytest.raises(ValueError, match="collected with best_of_k=4"):
+        make_args(best_of_k=2, collected={"best_of_k": 4})
+
+
 def test_a_setting_of_its_own_stays_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     args = make_args(step_splitter="sentence", prompt_template="{prompt}!")
     follow_collection(args, str(collected_folder(tmp_path)))

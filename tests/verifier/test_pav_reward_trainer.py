@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -416,8 +417,12 @@ def test_model_card_tells_how_to_use_it(tmp_path: Path) -> None:
     assert f"# Model Card for {tmp_path.name}" in card
     assert "on the `values` dataset" in card
     assert str(values) not in card
+    assert "in sample" not in card
+    trainer.settings = replace(trainer.settings, temperature=2.0)
     trainer.create_model_card(dataset_name="openai/gsm8k")
-    assert "(https://huggingface.co/datasets/openai/gsm8k)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "(https://huggingface.co/datasets/openai/gsm8k)" in card
+    assert "they are in sample" in card
 
 
 def test_the_example_trains_and_its_folder_scores(tmp_path: Path, repo_root: Path) -> None:
@@ -440,6 +445,8 @@ def test_the_example_trains_and_its_folder_scores(tmp_path: Path, repo_root: Pat
     settings |= {"dataset_name": str(tmp_path / "rows.jsonl"), "format": "trl", "output_dir": str(tmp_path / "out")}
     settings |= {"model_name_or_path": arithmetic_policy_path(), "dtype": "float32"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="dataset_streaming=True"):
+        example["load_splits"](example["DataArguments"](dataset_name="rows.jsonl", dataset_streaming=True))
     parser = TrlParser((example["DataArguments"], PAVRewardConfig, ModelConfig))
     example["main"](*parser.parse_args_and_config(["--config", str(tmp_path / "config.yaml")]))
     [values] = ProcessAdvantageVerifier.from_pretrained(tmp_path / "out")(["1+2="], [["3\n", "#3"]])

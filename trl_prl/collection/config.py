@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from trl_prl.jobs.config import JobConfig, option, require
+from trl_prl.jobs.config import JobConfig, option, refuse_unheeded, require
 from trl_prl.steps.splitters import SPLITTER_HELP
 from trl_prl.types import SamplingParams
 
@@ -65,8 +65,16 @@ class CollectConfig(JobConfig):
                 f"Got rule_confidence={self.rule_confidence}, but the looks of the adaptive rule have some coverage, "
                 "never all of it. Use a number in (0, 1), such as 0.5."
             )
+        refuse_unheeded(self, ["tolerance", "rule_confidence"], "adaptive", unless=self.adaptive)
+        refuse_unheeded(self, ["n_probe"], "strategy", unless=self.adaptive or self.strategy == "first_pit")
+        refuse_unheeded(self, ["step_length"], "splitter", unless=self.splitter == "fixed")
         self.monte_carlo()
         self.seed_sampling()
+
+    @property
+    def loads_other_models(self) -> bool:
+        """Whether another model draws the seeds."""
+        return self.seed_model is not None
 
     def monte_carlo(self) -> MonteCarloParams:
         """How rollouts are spent."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trl_prl.evaluation.process_bench import NAME, read_process_bench, score_process_bench
-from trl_prl.jobs.config import PromptOptions, VerifierOptions, option, require
+from trl_prl.jobs.config import PromptOptions, VerifierOptions, option, refuse_unheeded, require
 from trl_prl.jobs.options import quiet_libraries
 from trl_prl.jobs.progress import Meter, ProgressBar
 from trl_prl.report.plots import STYLES, new_figure, save
@@ -63,6 +63,9 @@ class Options(VerifierOptions, PromptOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "verifier", "dataset", "output_dir")
+        of_rows = ["tune_fraction", "dataset_split", "dataset_config"]
+        refuse_unheeded(self, of_rows, "dataset", unless=not _is_process_bench(self))
+        refuse_unheeded(self, ["tune_fraction"], "error_threshold", unless=self.error_threshold is None)
 
 
 def run(options: Options) -> int:

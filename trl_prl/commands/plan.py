@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from rich.console import Console
 from rich.table import Table
 
-from trl_prl.jobs.config import PromptOptions, option
+from trl_prl.jobs.config import PromptOptions, option, refuse_unheeded
 from trl_prl.steps.splitters import SPLITTER_HELP
 
 
@@ -66,6 +66,10 @@ class Options(PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_unheeded(self, ["step_length"], "splitter", unless=self.splitter == "fixed")
+        refuse_unheeded(self, ["splitter"], "samples", unless=self.samples is not None)
+        lengths = ["prompt_length", "completion_length", "num_steps"]
+        refuse_unheeded(self, lengths, "samples", unless=self.samples is None)
         numbers = {name: value for name, value in asdict(self).items() if type(value) in (int, float)}
         wrong = {
             name: value

@@ -192,7 +192,7 @@ def run_searches(progress: Progress, seed: int, num_problems: int, folder: Path)
             model=path_policy_path(), dataset="trl_prl.demo.paths", reward="trl_prl.demo.paths:path_reward",
             output_dir=str(folder / name.replace(", ", "-").replace(" ", "_")), method=method, n=[size], plot="none",
             process_reward=scorer or path_verifier_path(), max_completion_length=MAX_COMPLETION_LENGTH, seed=seed,
-            check_timeout=0, save_trees=8, problems_per_unit=16,
+            check_timeout=0, save_trees=0 if method == "best_of_n" else 8, problems_per_unit=16,
         )  # fmt: skip
         task = progress.add_task(f"3 search: {name}", total=num_problems, note="problems")
 

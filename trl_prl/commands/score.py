@@ -51,6 +51,7 @@ class Options(VerifierOptions, EngineOptions, PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_engine()
         require(self, "verifier", "file", "output")
 
     def rows(self) -> Rows:
@@ -231,7 +232,7 @@ def _added_columns() -> dict[str, Any]:
 
     numbers = pa.list_(pa.float64())
     return {
-        "initial_value": pa.float64(),
+        "scored_initial_value": pa.float64(),
         "step_values": numbers,
         "step_advantages": numbers,
         "steps": pa.list_(pa.string()),
@@ -239,9 +240,10 @@ def _added_columns() -> dict[str, Any]:
 
 
 def _scores(initial: float, values: list[float]) -> dict[str, Any]:
+    # A column `initial_value` is a label, of rollouts for instance, and a prediction must not take its place.
     progress = [value - before for value, before in zip(values, [initial, *values[:-1]], strict=False)]
     return {
-        "initial_value": missing_as_none(initial),
+        "scored_initial_value": missing_as_none(initial),
         "step_values": [missing_as_none(value) for value in values],
         "step_advantages": [missing_as_none(value) for value in progress],
     }

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trl_prl.jobs.config import option, require
+from trl_prl.jobs.config import option, refuse_unheeded, require
 from trl_prl.jobs.options import load_tokenizer
 from trl_prl.prompts.chat import content_text
 from trl_prl.steps.splitters import SPLITTER_HELP
@@ -41,6 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self, "tokenizer", "file")
+        refuse_unheeded(self, ["step_length"], "splitter", unless=self.splitter == "fixed")
 
 
 def read_completions(path: str | Path, column: str) -> list[Any]:

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from trl_prl.jobs.config import JobConfig, option, require
+from trl_prl.jobs.config import JobConfig, option, refuse_unheeded, require
 from trl_prl.metrics.aggregation import Aggregation
 
 
 if TYPE_CHECKING:
     from .summary import SummaryParams
+
+# What is read where samples are drawn alone, and where they are read from a file alone.
+_OF_MODELS = (
+    "dataset", "dataset_config", "dataset_split", "n", "max_completion_length", "temperature", "top_p", "top_k",
+    "stop", "generator", "endpoints", "api_key", "send_text", "adapter", "tokenizer", "load_in_4bit",
+    "trust_remote_code",
+)  # fmt: skip
+_OF_SAMPLES = ("recheck", "answer_field", "id_column", "score_fields")
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class EvaluateConfig(JobConfig):
             )
         if not self.samples:
             require(self, "dataset")
+        self._check_heeded(len(self.models))
         names = [name for name, _ in self.sources()]
         for named in (names, [name for name, _ in self.verifier_paths()]):
             if len(set(named)) < len(named):
@@ -91,6 +100,28 @@ class EvaluateConfig(JobConfig):
                 f"Got k={self.k} with n={self.n}: pass@k averages over subsets of k among n samples. Raise n, to "
                 "several times the largest k for a good estimate, or lower k."
             )
+
+    def _check_heeded(self, num_models: int) -> None:
+        """Refuse options that nothing would heed next to others."""
+        refuse_unheeded(self, _OF_MODELS, "samples", unless=not self.samples)
+        refuse_unheeded(self, _OF_SAMPLES, "samples", unless=bool(self.samples))
+        refuse_unheeded(self, ["answer_field"], "answer_pattern", unless=self.answer_pattern is None)
+        runs_models = bool(self.verifiers or not self.samples)
+        refuse_unheeded(self, ["dtype", "max_batch_tokens"], "verifiers", unless=runs_models)
+        # Given samples may bring scores.
+        refuse_unheeded(self, ["aggregations"], "verifiers", unless=bool(self.samples or self.verifiers))
+        refuse_unheeded(self, ["bootstrap_draws"], "bootstrap_pass_at_k", unless=self.bootstrap_pass_at_k)
+        if num_models > 1 and (self.adapter or self.generator == "vllm-server"):
+            given = f"adapter={self.adapter!r}" if self.adapter else "generator='vllm-server'"
+            raise ValueError(
+                f"Got {given} with {num_models} models, which would be that of each of them, so that their results "
+                "are of one. Evaluate one model at a time, or give merged weights without --adapter."
+            )
+
+    @property
+    def loads_other_models(self) -> bool:
+        """Whether verifiers score the samples."""
+        return bool(self.verifiers)
 
     def sources(self) -> list[tuple[str, str]]:
         """Name and path of each model, or of each file of samples."""

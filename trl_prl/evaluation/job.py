@@ -26,7 +26,7 @@ from trl_prl.verifier.settings import warn_of_training_prompts
 from .config import EvaluateConfig
 from .output import write_results
 from .samples import add_step_scores, answer_pattern, check_samples, draw_samples
-from .sources import read_samples
+from .sources import Samples, read_models
 
 
 class Source:
@@ -39,13 +39,15 @@ class Source:
             Name of the model, or of the file.
         path (`str`):
             Its path or Hub id.
+        given (`tuple`, *optional*):
+            What was read from the file, see [`read_models`]; `None` for a model.
     """
 
-    def __init__(self, config: EvaluateConfig, name: str, path: str) -> None:
+    def __init__(self, config: EvaluateConfig, name: str, path: str, given: Samples | None = None) -> None:
         self.config, self.name, self.path = config, name, path
         self.samples: list[list[dict[str, Any]]] | None = None
-        if config.samples:
-            self.problems, self.samples = read_samples(path, config)
+        if given is not None:
+            self.problems, self.samples = given
             for problem, row in zip(self.problems, self.samples, strict=True):
                 if any(sample.get("correct") is None for sample in row):
                     check_reward(config.reward, {config.prompt_column, *problem.columns})
@@ -153,15 +155,26 @@ def evaluate(
     """
     load_reward(config.reward)
     jobs: dict[str, Job] = {}
-    for name, path in config.sources():
-        source = Source(config, name, path)
-        jobs[name] = source.job()
-        jobs[name].run(partial(EvaluationWorker, config, source), engine=engine, on_progress=on_progress)
+    paths: dict[str, str] = {}
+    for source in _sources(config):
+        paths[source.name], job = source.path, source.job()
+        jobs[source.name] = job
+        job.run(partial(EvaluationWorker, config, source), engine=engine, on_progress=on_progress)
     if any(len(job.places) < job.num_units for job in jobs.values()):
         return None
-    return write_results(
-        config, {name: [row for unit in job.results() for row in unit["rows"]] for name, job in jobs.items()}
-    )
+    rows = {name: [row for unit in job.results() for row in unit["rows"]] for name, job in jobs.items()}
+    return write_results(config, rows, paths)
+
+
+def _sources(config: EvaluateConfig) -> Iterator[Source]:
+    """The models, or those whose samples are given; a file of several is that many."""
+    for name, path in config.sources():
+        if not config.samples:
+            yield Source(config, name, path)
+            continue
+        for model, given in read_models(path, config).items():
+            own = model if len(config.samples) == 1 else f"{name}/{model}"
+            yield Source(config, own if model else name, path, given)
 
 
 def _load_verifiers(config: EvaluateConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -30,7 +30,9 @@ _MOST_DRAWN = len(STYLES)
 _AT_K = re.compile(r"^(pass|bootstrap_pass|maj|best)@(\d+)(/.*)?$")
 
 
-def write_results(config: EvaluateConfig, rows: Mapping[str, Sequence[dict[str, Any]]]) -> Path:
+def write_results(
+    config: EvaluateConfig, rows: Mapping[str, Sequence[dict[str, Any]]], paths: Mapping[str, str]
+) -> Path:
     """Write the results of a finished job; each file appears whole or not at all.
 
     Args:
@@ -38,6 +40,8 @@ def write_results(config: EvaluateConfig, rows: Mapping[str, Sequence[dict[str, 
             Settings.
         rows (`Mapping[str, Sequence[dict]]`):
             Rows of each model, as [`check_samples`] makes them.
+        paths (`Mapping[str, str]`):
+            Path of each model, or of the file with its samples.
 
     Returns:
         `Path`: The JSON file.
@@ -45,7 +49,6 @@ def write_results(config: EvaluateConfig, rows: Mapping[str, Sequence[dict[str, 
     folder = Path(config.output_dir)
     most_samples = max((len(row["samples"]) for model in rows.values() for row in model), default=1)
     params = config.summary(most_samples)
-    paths = dict(config.sources())
     results = {
         "kind": "evaluation",
         "format_version": FORMAT_VERSION,

@@ -22,7 +22,11 @@ _PROMPT_COLUMNS = ("prompt", "problem", "question")
 _SAMPLE_COLUMNS = ("samples", "completions", "completion")
 
 
-def read_samples(path: str, config: EvaluateConfig) -> tuple[list[Problem], list[list[dict[str, Any]]]]:
+Samples = tuple[list[Problem], list[list[dict[str, Any]]]]
+"""Problems, and the samples of each."""
+
+
+def read_samples(path: str, config: EvaluateConfig) -> Samples:
     """Read a file of samples.
 
     Args:
@@ -41,7 +45,39 @@ def read_samples(path: str, config: EvaluateConfig) -> tuple[list[Problem], list
         `ValueError`: If a row has no prompt or no samples, or holds what cannot be read.
         `OSError`: If there is no such file.
     """
+    problems, samples, _ = _read(path, config)
+    return _grouped(problems, samples, config.id_column, path)
+
+
+def read_models(path: str, config: EvaluateConfig) -> dict[str, Samples]:
+    """Read a file of samples, apart for each model where `trl-prl evaluate` wrote those of several.
+
+    Args:
+        path (`str`), config ([`EvaluateConfig`]):
+            As in [`read_samples`], which raises the same.
+
+    Returns:
+        `dict[str, tuple[list[Problem], list[list[dict]]]]`: What [`read_samples`] returns, by the name of the model;
+        of a file of one model by `""`.
+    """
+    problems, samples, models = _read(path, config)
+    names = list(dict.fromkeys(models))
+    if len(names) == 1:
+        return {"": _grouped(problems, samples, config.id_column, path)}
+    found: dict[str, Samples] = {}
+    for name in names:
+        places = [place for place, model in enumerate(models) if model == name]
+        of_model = [problems[place] for place in places], [samples[place] for place in places]
+        own, drawn = _grouped(*of_model, config.id_column, path)
+        # As in the evaluation that drew them: what is random depends on the number of the row.
+        found[name] = [replace(problem, row=row) for row, problem in enumerate(own)], drawn
+    return found
+
+
+def _read(path: str, config: EvaluateConfig) -> tuple[list[Problem], list[list[dict[str, Any]]], list[str]]:
+    """The rows of a file as problems and samples, and the model of each, where this command has written it."""
     problems: list[Problem] = []
+    models: list[str] = []
     samples: list[list[dict[str, Any]]] = []
     for index, row in enumerate(open_rows(path).head(config.max_rows)):
         where = row_place(index, path)
@@ -49,7 +85,9 @@ def read_samples(path: str, config: EvaluateConfig) -> tuple[list[Problem], list
         sample_column = _first(row, _SAMPLE_COLUMNS, where)
         columns = {name: value for name, value in row.items() if name not in (prompt_column, sample_column)}
         # What this command writes has the columns of the problem below a key of their own.
-        if isinstance(columns.get("columns"), Mapping):
+        written_here = isinstance(columns.get("columns"), Mapping)
+        models.append(str(columns.get("model", "")) if written_here else "")
+        if written_here:
             columns |= columns.pop("columns")
         prompt = config.prompts().apply(read_text(row[prompt_column], f"{where} has a {prompt_column!r} that"))
         problems.append(Problem(index, prompt, (), {name: missing_as_none(value) for name, value in columns.items()}))
@@ -60,9 +98,30 @@ def read_samples(path: str, config: EvaluateConfig) -> tuple[list[Problem], list
     # A column that some rows lack is null there.
     names = dict.fromkeys(name for problem in problems for name in problem.columns)
     problems = [replace(p, columns={name: p.columns.get(name) for name in names}) for p in problems]
-    if config.id_column is None and any(len(row) > 1 for row in samples):
+    _warn_of_cut_samples(samples, config, path)
+    return problems, samples, models
+
+
+def _warn_of_cut_samples(samples: Sequence[Sequence[Mapping[str, Any]]], config: EvaluateConfig, path: str) -> None:
+    """Warn where cut samples shall be checked and the file calls them wrong, perhaps only for being cut."""
+    cut = [sample for row in samples for sample in row if sample.get("finish_reason") == "length"]
+    num_wrong = sum(sample["correct"] is False for sample in cut)
+    if config.unfinished == "check" and num_wrong:
+        logger.warning(
+            "%s: %d samples at the length limit are called wrong by the file, which is kept, so unfinished='check' "
+            "does not check them. Give --recheck to check all samples.",
+            path,
+            num_wrong,
+        )
+
+
+def _grouped(
+    problems: list[Problem], samples: list[list[dict[str, Any]]], id_column: str | None, path: str
+) -> Samples:
+    """Problems and samples, with those of one problem put together where rows have one sample each."""
+    if id_column is None and any(len(row) > 1 for row in samples):
         return problems, samples
-    return _merged(problems, samples, config.id_column, path)
+    return _merged(problems, samples, id_column, path)
 
 
 def _entries(row: Mapping[str, Any], column: str, where: str) -> list[Any]:
@@ -107,7 +166,9 @@ def _sample(entry: Any, config: EvaluateConfig, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} whose 'scores' are {given!r:.80}. Name each: an object of numbers, or of lists.")
     scores = {**given, **{field: _lookup(entry, field, where) for field in config.score_fields}}
-    answers = [{"answer": missing_as_none(entry[name])} for name in (config.answer_field, "answer") if name in entry]
+    # A pattern that is given says what the answer is, whatever the file took for it.
+    fields = (config.answer_field, "answer") if config.answer_pattern is None else ()
+    answers = [{"answer": missing_as_none(entry[name])} for name in fields if name in entry]
     correct = None if config.recheck else entry.get("correct")
     return {
         **(answers[0] if answers else {}),
@@ -140,7 +201,7 @@ def _lookup(entry: Mapping[str, Any], field: str, where: str) -> Any:
 
 def _merged(
     problems: Sequence[Problem], samples: Sequence[Sequence[dict[str, Any]]], id_column: str | None, path: str
-) -> tuple[list[Problem], list[list[dict[str, Any]]]]:
+) -> Samples:
     """Rows that are samples of one problem, put together; what differs between them is none of its columns."""
     members: dict[str, list[int]] = {}
     for place, problem in enumerate(problems):

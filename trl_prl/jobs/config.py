@@ -116,6 +116,14 @@ class EngineOptions:
     num_workers: int | None = option(None, "Ray workers; by default as many as the cluster has room for")
     gpus_per_worker: float = option(0.0, "GPUs that each Ray worker reserves; 0 is a worker on the CPU")
 
+    def check_engine(self) -> None:
+        """Refuse options of workers that there are not.
+
+        Raises:
+            `ValueError`: When there is one.
+        """
+        refuse_unheeded(self, ["ray_address", "num_workers", "gpus_per_worker"], "engine", unless=self.engine == "ray")
+
 
 @dataclass(frozen=True)
 class JobConfig(EngineOptions, PromptOptions):
@@ -177,6 +185,7 @@ class JobConfig(EngineOptions, PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_engine()
         if (self.generator in ("openai", "vllm-server")) != bool(self.endpoints):
             raise ValueError(
                 f"Got generator={self.generator!r} with {len(self.endpoints)} endpoints, but servers need endpoints "
@@ -204,6 +213,10 @@ class JobConfig(EngineOptions, PromptOptions):
                 f"Got send_text=True with generator={self.generator!r}, which is sent token ids. Leave it out, or use "
                 "--generator openai."
             )
+        refuse_unheeded(self, ["api_key"], "generator", unless=self.generator == "openai")
+        if not self.loads_other_models:
+            refuse_unheeded(self, ["dtype"], "generator", unless=self.generator in ("transformers", "vllm"))
+            refuse_unheeded(self, ["max_batch_tokens"], "generator", unless=self.generator == "transformers")
         index, number = self.process()
         if not 0 <= index < number:
             raise ValueError(
@@ -211,6 +224,11 @@ class JobConfig(EngineOptions, PromptOptions):
                 "and give both or neither."
             )
         self.sampling()
+
+    @property
+    def loads_other_models(self) -> bool:
+        """Whether models run in this process with `dtype` and `max_batch_tokens`, next to what `generator` is."""
+        return False
 
     def process(self) -> tuple[int, int]:
         """Number of this process and of all, by the options or by `accelerate launch`, `torchrun` or `mpirun`."""
@@ -240,20 +258,34 @@ class JobConfig(EngineOptions, PromptOptions):
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The defaults of all fields."""
-        return {
-            known.name: known.default if known.default_factory is MISSING else known.default_factory()
-            for known in fields(cls)
-        }
+        return _defaults(cls)
 
 
-def refuse_unheeded(settings: Any, names: Sequence[str], setting: str) -> None:
+def _defaults(settings: Any) -> dict[str, Any]:
+    return {
+        known.name: known.default if known.default_factory is MISSING else known.default_factory()
+        for known in fields(settings)
+    }
+
+
+def refuse_unheeded(settings: Any, names: Sequence[str], setting: str, *, unless: bool = False) -> None:
     """Refuse fields that are not at their defaults next to a setting under which nothing would heed them.
+
+    Args:
+        settings (`Any`):
+            Dataclass of the fields.
+        names (`Sequence[str]`):
+            The fields.
+        setting (`str`):
+            Field that says whether they are heeded.
+        unless (`bool`, *optional*, defaults to `False`):
+            Whether they are.
 
     Raises:
         `ValueError`: if there is one.
     """
-    defaults = {one.name: one.default for one in fields(settings)}
-    for name in names:
+    defaults = {} if unless else _defaults(settings)
+    for name in () if unless else names:
         if getattr(settings, name) != defaults[name]:
             raise ValueError(
                 f"`{name}` was set to {getattr(settings, name)!r} with `{setting}={getattr(settings, setting)!r}`, "

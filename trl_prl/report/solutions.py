@@ -16,7 +16,8 @@ def solution(row: Mapping[str, Any], prompt: int, source: int) -> dict[str, Any]
     found = next((row[key] for key in ("step_values", "labels") if row.get(key) is not None), None)
     # Labels of some data sets are right or wrong instead of probabilities.
     values = numbers([float(v) if isinstance(v, bool) else v for v in found] if isinstance(found, list) else None)
-    initial = number(row.get("initial_value"))
+    # That of the verifier, where it is its values that are shown.
+    initial = number(row.get("scored_initial_value", row.get("initial_value")))
     progress = numbers(row.get("step_advantages"))
     if progress is None and values is not None and initial is not None:
         before = [initial, *values[:-1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from trl_prl.jobs.config import JobConfig, option, require
+from trl_prl.jobs.config import JobConfig, option, refuse_unheeded, require
 from trl_prl.steps.splitters import SPLITTER_HELP
 
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
 SAMPLE_METHODS = ("best_of_n", "majority_vote", "weighted_vote")
 STEP_METHODS = ("beam", "dvts", "rejection")
+# Options, and the methods that heed them.
+_HEEDED_BY = {
+    "process_reward advantage_reward alpha best_of_k rank_by initial_value": {*SAMPLE_METHODS, *STEP_METHODS}
+    - {"majority_vote"},
+    "aggregation aggregation_temperature": {"best_of_n", "weighted_vote"},
+    "answer": {"majority_vote", "weighted_vote"},
+    "max_steps max_generated_tokens max_seconds chunk_tokens ceiling save_trees": {*STEP_METHODS},
+    "expansions": {"beam", "dvts"},
+    "max_tries min_advantage": {"rejection"},
+}
 
 
 @dataclass(frozen=True)
@@ -87,12 +97,20 @@ class SearchConfig(JobConfig):
                 f"Got method={self.method!r} without a process reward, so nothing can be scored. Give "
                 "--process_reward, or use --method majority_vote."
             )
-        if self.advantage_reward and not self.effective_alpha and self.rank_by == "effective":
-            raise ValueError(
-                f"Got advantage_reward={self.advantage_reward!r} with alpha=0, so it would never be used. Give an "
-                "--alpha above 0, or leave it out."
-            )
+        self._check_heeded()
         self.limits()
+
+    def _check_heeded(self) -> None:
+        """Refuse options that nothing would heed next to others."""
+        for names, methods in _HEEDED_BY.items():
+            refuse_unheeded(self, names.split(), "method", unless=self.method in methods)
+        refuse_unheeded(self, ["step_length"], "splitter", unless=self.splitter == "fixed")
+        refuse_unheeded(self, ["aggregation_temperature"], "aggregation", unless=self.aggregation == "soft_min")
+        refuse_unheeded(self, ["alpha"], "rank_by", unless=self.rank_by == "effective")
+        # Rejection compares the progress of steps under the process reward, whatever ranks them.
+        of_prover = ["advantage_reward"] if self.method == "rejection" else ["advantage_reward", "best_of_k"]
+        refuse_unheeded(self, of_prover, "rank_by", unless=self.rank_by != "values")
+        refuse_unheeded(self, of_prover, "alpha", unless=self.rank_by != "effective" or self.effective_alpha > 0)
 
     @property
     def over_steps(self) -> bool:

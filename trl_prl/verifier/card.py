@@ -62,4 +62,10 @@ verifier = ProcessAdvantageVerifier.from_pretrained({where})
 verifier(prompts=["..."], steps=[["first step\\n", "second step\\n"]])  # one value in [0, 1] per step
 ```
 """
-    return text + section("Settings", without_unset(trainer.settings.to_dict())) + section("Evaluation", numbers)
+    text += section("Settings", without_unset(trainer.settings.to_dict())) + section("Evaluation", numbers)
+    if numbers and (trainer.settings.temperature, trainer.settings.offset) != (1.0, 0.0):
+        text += (
+            "\nThe calibration (temperature and offset) was fitted on an evaluation split. If these are metrics of "
+            "the same split, as `examples/train_verifier.py` reports them, they are in sample for the two numbers.\n"
+        )
+    return text

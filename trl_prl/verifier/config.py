@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from trl import RewardConfig
 
+from trl_prl.jobs.config import refuse_unheeded
 from trl_prl.prompts.format import PromptFormat
 from trl_prl.steps.splitters import SPLITTER_HELP
 
@@ -134,6 +135,7 @@ class PAVRewardConfig(RewardConfig):
                 f"`center_rewards_coefficient` is {self.center_rewards_coefficient}, which centres the scores of "
                 "pairs, but a verifier learns probabilities from single solutions. Leave it at None."
             )
+        refuse_unheeded(self, ["step_length"], "step_splitter", unless=self.step_splitter == "fixed")
         self.verifier_settings()
 
     def prompts(self) -> PromptFormat:
@@ -154,10 +156,17 @@ class PAVRewardConfig(RewardConfig):
             [`VerifierSettings`]: The settings.
 
         Raises:
-            `ValueError`: If one is out of its range.
+            `ValueError`: If one is out of its range, or the labels have got the Best-of-K transform already.
         """
         own = {name: value for name, value in self.prompts().to_dict().items() if value}
         collected = json.loads(self.collected) if isinstance(self.collected, str) else self.collected
+        labels_of = (collected or {}).get("best_of_k", 1)
+        if self.best_of_k > 1 and labels_of > 1:
+            raise ValueError(
+                f"`best_of_k` is {self.best_of_k}, but the labels were collected with best_of_k={labels_of}, so they "
+                f"are values of the best of {labels_of} already, and every score would be transformed a second time. "
+                "Leave `best_of_k` at 1."
+            )
         # What collection has put around prompts stays there.
         prompts = PromptFormat.from_dict({**(collected or {}), **own})
         return VerifierSettings.from_dict({**vars(self), "prompts": prompts, "collected": collected})
