@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from common import machine_text, spread, table
@@ -121,7 +122,7 @@ def runs_table(found: dict[str, Any]) -> str:
             scores = [at_step(run, step) for run in members]
             ended = [run["kl"] for run in members if run["optimizer_steps"] == step]
             kl = spread(ended, 2) if ended else ""
-            pace = spread([sum(run["step_seconds"]) / len(run["step_seconds"]) for run in members])
+            pace = spread([median(run["step_seconds"]) for run in members])
             found_at = [spread([s[name] for s in scores]) for name in ("avg", "pass@4")]
             rows.append([label, len(members), step, *found_at, kl, pace, step * members[0]["completions_per_step"]])
     return table(header, rows)

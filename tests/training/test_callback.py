@@ -337,7 +337,8 @@ def test_what_is_no_trainer_is_refused(wrong: Any) -> None:
         ({"level": "completion", "aggregaton": "min"}, TypeError, "was given aggregaton"),
     ],
 )
-def test_bad_settings_are_refused(    arguments: dict[str, Any], error: type[Exception], message: str, tiny_model_path: str, tmp_path: Path
+def test_bad_settings_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str, tiny_model_path: str, tmp_path: Path
 ) -> None:
     trainer = stock_trainer(tiny_model_path, tmp_path)
     with pytest.raises(error, match=message):
