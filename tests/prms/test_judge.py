@@ -228,7 +228,7 @@ def test_a_judge_searches_and_is_evaluated(server: JudgeServer, tmp_path: Path) 
     problems.write_text("\n".join(map(json.dumps, rows)))
     words = ["--model", arithmetic_policy_path(), "--dataset", str(problems), "--output_dir", str(tmp_path / "out")]
     words += ["--reward", "tests.benchmarks.arithmetic.task:arithmetic_reward", "--process_reward", name]
-    words += ["--answer", "tests.benchmarks.arithmetic.task:read_answer", "--max_completion_length", "24", "--n", "2"]
+    words += ["--max_completion_length", "24", "--n", "2"]
     assert main(["search", *words, "--check_timeout", "0", "--plot", "none", "--method", "best_of_n"]) == 0
     labelled = tmp_path / "labelled.jsonl"
     steps = [["We add.\n", "It is 3."], ["We add.\n", "That is wrong."]]

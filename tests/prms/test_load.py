@@ -79,6 +79,9 @@ def test_options_behind_commas(tmp_path: Path) -> None:
         load_process_reward("http://127.0.0.1:1,timout=3")
     with pytest.raises(ValueError, match=r"the option 'alpha'.*none at all"):
         load_process_reward("tests.prms.test_load:text_values,alpha=3", device="cpu")
+    # Commands pass options of models whatever they are given; what is written is meant.
+    with pytest.raises(ValueError, match="the option 'load_in_4bit', which nothing would heed"):
+        load_process_reward("http://127.0.0.1:1,load_in_4bit=true", device="cpu", dtype="auto")
     folder = tmp_path / "a,b=c"
     folder.mkdir()
     assert split_options(str(folder)) == (str(folder), {})
@@ -99,6 +102,10 @@ def test_options_behind_commas(tmp_path: Path) -> None:
         # Of other process rewards.
         ("max_length=5", r"'max_length', which nothing would heed.*refresh_every"),
         ("family=trl,refresh_every=2", "'refresh_every', which nothing would heed"),
+        ("family=trl,reference=other", "'reference' beside family='trl'"),
+        ("vllm=http://127.0.0.1:1,load_in_4bit=true", "'load_in_4bit' beside vllm="),
+        ("family=judge,dtype=bfloat16", "'dtype', which nothing would heed"),
+        ("family=judge,num_samples=4", "asks once for the probability"),
     ],
 )
 def test_options_that_cannot_be_are_refused(tmp_path: Path, written: str, words: str) -> None:

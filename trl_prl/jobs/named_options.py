@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +106,27 @@ def take(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any
     return {name: options.pop(name) for name in inspect.signature(function).parameters if name in options}
 
 
-def for_no_model(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def for_no_model(
+    function: Callable[..., Any], options: Mapping[str, Any], written: Collection[str] = ()
+) -> dict[str, Any]:
     """Options of a process reward that is no model in this process; those of models say nothing to it.
+
+    Args:
+        function (`Callable`):
+            What takes the options.
+        options (`Mapping[str, Any]`):
+            Names and values.
+        written (`Collection[str]`, *optional*):
+            Names that somebody wrote, and no command passed along: of models or not, they are refused.
+
+    Returns:
+        `dict[str, Any]`: Those that the function takes.
 
     Raises:
         `ValueError`: If the function does not take one.
     """
     names = set(inspect.signature(function).parameters)
-    given = {name: value for name, value in options.items() if name not in _MODEL_OPTIONS}
+    given = {name: value for name, value in options.items() if name not in _MODEL_OPTIONS or name in written}
     if unknown := set(given) - names:
         raise ValueError(
             f"Got the option {min(unknown)!r}, which nothing would heed. Use one of "

@@ -125,6 +125,11 @@ class JudgeProcessReward:
                 f"Got method={method!r}, num_samples={num_samples} and concurrency={concurrency}, with which nothing "
                 "can be judged. Use 'probability' or 'verdicts', and at least one sample and request at a time."
             )
+        if method == "probability" and num_samples > 1:
+            raise ValueError(
+                f"Got num_samples={num_samples} with method='probability', which asks once for the probability. Leave "
+                "it at 1, or use method='verdicts'."
+            )
         self._calls = openai_calls(
             [base_url],
             # Local servers need no key, the client does.

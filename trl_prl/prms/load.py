@@ -28,6 +28,8 @@ from .remote import RemoteProcessReward
 
 # Heads and output layers stay as they are when a model is quantized.
 _UNQUANTIZED = ["lm_head", "score", "classifier", "v_head"]
+# Options of a model in this process, which a server has its own of.
+_OF_WEIGHTS = {"device", "device_map", "dtype", "load_in_4bit", "load_in_8bit"}
 
 
 def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
@@ -83,7 +85,7 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
     """
     if isinstance(process_reward, str | os.PathLike):
         path, written = split_options(os.fspath(process_reward))
-        return _load_named(path, {**options, **read_options(written, _known_options())})
+        return _load_named(path, options, read_options(written, _known_options()))
     if not callable(process_reward):
         raise TypeError(
             f"`process_reward` is a {type(process_reward).__name__}, which cannot score steps. Pass a function "
@@ -92,16 +94,31 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
     return process_reward
 
 
-def _load_named(path: str, options: dict[str, Any]) -> ProcessReward:
+def _load_named(path: str, passed: dict[str, Any], written: dict[str, Any]) -> ProcessReward:
+    """Load what a text names, with the options a caller passes along and those that are written behind it."""
+    options = {**passed, **written}
     if path.startswith(("http://", "https://")):
-        return RemoteProcessReward(path.split(","), **for_no_model(RemoteProcessReward.__init__, options))
+        return RemoteProcessReward(path.split(","), **for_no_model(RemoteProcessReward.__init__, options, written))
     if options.get("family") == "judge":
-        return JudgeProcessReward(path, **for_no_model(JudgeProcessReward.__init__, options))
+        of_judge = written.keys() - {"family"}
+        return JudgeProcessReward(path, **for_no_model(JudgeProcessReward.__init__, options, of_judge))
     if ":" in path and not Path(path).exists():
-        for_no_model(lambda: None, options)
+        for_no_model(lambda: None, options, written)
         found = import_object(path, "process reward")
         return found() if isinstance(found, type) else found
+    if "vllm" in options:
+        _refuse_beside("vllm", _OF_WEIGHTS & written.keys(), options)
+    if options.get("family") not in (None, "implicit"):
+        _refuse_beside("family", {"reference"} & options.keys(), options)
     return _load_model_reward(path, **options)
+
+
+def _refuse_beside(name: str, unheeded: set[str], options: dict[str, Any]) -> None:
+    if unheeded:
+        raise ValueError(
+            f"Got the option {min(unheeded)!r} beside {name}={options[name]!r}, where nothing would heed it. Leave "
+            "one of the two out."
+        )
 
 
 def _known_options() -> dict[str, str]:
