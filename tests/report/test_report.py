@@ -260,8 +260,6 @@ def test_the_search_commands_results_are_read(tmp_path: Path, capsys: pytest.Cap
     words += [
         "--reward",
         f"{task}.task:arithmetic_reward",
-        "--answer",
-        f"{task}.task:read_answer",
         "--check-timeout",
         "0",
     ]

@@ -317,7 +317,7 @@ def test_healthy_range_is_a_band(browser: Any, tmp_path: Path) -> None:
     opened.tab("training")
     chart = page.locator("#training figure.chart", has_text="Process share of the advantages")
     chart.locator("canvas").wait_for()
-    assert "healthy: 0.05 to 0.7" in chart.inner_text()
+    assert "healthy: below 0.7" in chart.inner_text()
     is_green = """canvas => {
         const column = canvas.getContext("2d").getImageData(0.6 * canvas.width, 0, 1, canvas.height).data;
         return [0.1, 0.7].map((y) => {
