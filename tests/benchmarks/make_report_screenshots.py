@@ -48,10 +48,10 @@ def use_commands(work_dir: Path, num_problems: int) -> None:
     verifier_problems("tuning", num_problems, seed=1).to_json(problems)
     common = ["--model", path_policy_path(), "--dataset", str(problems), "--check_timeout", "0"]
     common += ["--reward", "trl_prl.demo.paths:path_reward", "--max_completion_length", str(MAX_COMPLETION_LENGTH)]
-    sizes = ["--plot", "none", "--n", "1", "2", "4", "8", "--save_trees", str(num_problems)]
+    sizes, trees = ["--plot", "none", "--n", "1", "2", "4", "8"], ["--save_trees", str(num_problems)]
     exact = ["--process_reward", "trl_prl.demo.path_prover:PathProcessReward"]
     jobs = {
-        "beam/search.json": ["search", *common, *sizes, "--method", "beam", *exact],
+        "beam/search.json": ["search", *common, *sizes, *trees, "--method", "beam", *exact],
         "best/search.json": ["search", *common, *sizes, "--method", "best_of_n", *exact],
         "values/data/train.parquet": ["collect", *common, "--n_cov", "3", "--n_mc", "16", "--n_branch", "2"],
     }
