@@ -202,7 +202,7 @@ def test_yaml_and_options(tmp_path: Path, job: Path, capsys: pytest.CaptureFixtu
         ({"problems_per_unit": 0}, "problems_per_unit=0"),
         ({"generator": "vllm", "adapter": "mine"}, "sample from the model without it"),
         ({"generator": "vllm", "load_in_4bit": True}, "load_in_4bit=True with generator='vllm'"),
-        ({"send_text": True}, "send_text=True with generator='transformers'"),
+        ({"send_text": True}, "`send_text` was set to True with `generator='transformers'`"),
         ({"confidence": 1.5}, "confidence=1.5"),
         ({"rule_confidence": 0.0}, "rule_confidence=0.0"),
         ({"n_probe": 0}, "n_probe=0"),

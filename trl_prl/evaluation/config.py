@@ -80,7 +80,7 @@ class EvaluateConfig(JobConfig):
             )
         if not self.samples:
             require(self, "dataset")
-        self._check_heeded(len(self.models))
+        self._check_heeded()
         names = [name for name, _ in self.sources()]
         for named in (names, [name for name, _ in self.verifier_paths()]):
             if len(set(named)) < len(named):
@@ -101,7 +101,7 @@ class EvaluateConfig(JobConfig):
                 "several times the largest k for a good estimate, or lower k."
             )
 
-    def _check_heeded(self, num_models: int) -> None:
+    def _check_heeded(self) -> None:
         """Refuse options that nothing would heed next to others."""
         refuse_unheeded(self, _OF_MODELS, "samples", unless=not self.samples)
         refuse_unheeded(self, _OF_SAMPLES, "samples", unless=bool(self.samples))
@@ -111,11 +111,11 @@ class EvaluateConfig(JobConfig):
         # Given samples may bring scores.
         refuse_unheeded(self, ["aggregations"], "verifiers", unless=bool(self.samples or self.verifiers))
         refuse_unheeded(self, ["bootstrap_draws"], "bootstrap_pass_at_k", unless=self.bootstrap_pass_at_k)
-        if num_models > 1 and (self.adapter or self.generator == "vllm-server"):
+        if len(self.models) > 1 and (self.adapter or self.generator == "vllm-server"):
             given = f"adapter={self.adapter!r}" if self.adapter else "generator='vllm-server'"
             raise ValueError(
-                f"Got {given} with {num_models} models, which would be that of each of them, so that their results "
-                "are of one. Evaluate one model at a time, or give merged weights without --adapter."
+                f"Got {given} with {len(self.models)} models, which would be that of each of them, so that their "
+                "results are of one. Evaluate one model at a time, or give merged weights without --adapter."
             )
 
     @property

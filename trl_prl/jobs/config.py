@@ -208,12 +208,7 @@ class JobConfig(EngineOptions, PromptOptions):
                     "the model without it. Give a model with merged or quantized weights, or use --generator "
                     "transformers."
                 )
-        if self.send_text and self.generator != "openai":
-            raise ValueError(
-                f"Got send_text=True with generator={self.generator!r}, which is sent token ids. Leave it out, or use "
-                "--generator openai."
-            )
-        refuse_unheeded(self, ["api_key"], "generator", unless=self.generator == "openai")
+        refuse_unheeded(self, ["api_key", "send_text"], "generator", unless=self.generator == "openai")
         if not self.loads_other_models:
             refuse_unheeded(self, ["dtype"], "generator", unless=self.generator in ("transformers", "vllm"))
             refuse_unheeded(self, ["max_batch_tokens"], "generator", unless=self.generator == "transformers")
@@ -284,8 +279,10 @@ def refuse_unheeded(settings: Any, names: Sequence[str], setting: str, *, unless
     Raises:
         `ValueError`: if there is one.
     """
-    defaults = {} if unless else _defaults(settings)
-    for name in () if unless else names:
+    if unless:
+        return
+    defaults = _defaults(settings)
+    for name in names:
         if getattr(settings, name) != defaults[name]:
             raise ValueError(
                 f"`{name}` was set to {getattr(settings, name)!r} with `{setting}={getattr(settings, setting)!r}`, "
