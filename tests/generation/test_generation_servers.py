@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -282,6 +283,26 @@ def test_an_answer_with_anything_in_it_is_a_sample_or_named(tokenizer: Any, send
         except (UnusableAnswerError, ValueError):
             num_named += 1
     assert num_named > 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "named", "is_it"),
+    [
+        ("org/m-7b", "m-7b", True),
+        ("m", "m-2024-08-06", True),
+        ("m", "m-0613", True),
+        ("m-latest", "m-latest", True),
+        ("m-latest", "m-2411", True),
+        ("m-7b", "m-7b-Instruct", False),
+        ("m-4o", "m-4o-mini", False),
+        ("m-7", "m-72", False),
+        ("m-7b", "m", False),
+    ],
+)
+def test_an_answer_is_of_the_model_asked_for_but_for_its_date(asked: str, named: str, is_it: bool) -> None:
+    answer = openai.types.Completion.construct(model=named, **overlaid(index=0))
+    with nullcontext() if is_it else pytest.raises(UnusableAnswerError, match=f"of the model '{named}', not of"):
+        asyncio.run(ask_openai(AsyncMock(return_value=answer), model=asked))
 
 
 def test_an_empty_text_is_a_sample_only_if_a_token_was_sampled(misbehaving: Any, tokenizer: Any) -> None:

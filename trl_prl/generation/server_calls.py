@@ -235,12 +235,13 @@ async def ask_openai(create: Callable[..., Awaitable[Any]], **fields: Any) -> An
     except (openai.APIResponseValidationError, ValueError, RecursionError) as error:
         # A body that is no JSON is a `ValueError` of the parser, one that is nested too deep a `RecursionError`.
         raise UnusableAnswerError(f"a malformed answer ({type(error).__name__}: {error})") from error
-    choices = getattr(answer, "choices", None)
-    if not isinstance(choices, list) or not choices or None in choices:
+    if not isinstance(choices := getattr(answer, "choices", None), list) or not choices or None in choices:
         raise UnusableAnswerError("an answer without any choice")
-    # A server may leave folders out of the name, or add a date to it.
+    # A server may leave folders out of the name, and add a date to it or put one in the place of "latest".
     model = part_of(answer, "model", str, NoneType) or fields["model"]
-    if not _last_part(model).startswith(_last_part(fields["model"])):
+    asked, named = (_last_part(name).removesuffix("-latest") for name in (fields["model"], model))
+    added = named.removeprefix(asked)
+    if added.strip("-@0123456789") or added[:1].isdigit():
         raise UnusableAnswerError(f"an answer of the model {model!r}, not of {fields['model']!r}")
     return answer
 
