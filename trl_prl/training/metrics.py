@@ -7,7 +7,7 @@
 - `process/reward/frac_zero`: share of the scored steps whose reward is exactly 0. Below 0.9.
 - `process/unscorable_frac`: share of the steps that could not be scored. Near 0.
 - `process/advantage_share`: variance of the process part of the token advantages, divided by the sum of the variances
-  of the process part and the outcome part. 0.05 to 0.7.
+  of the process part and the outcome part. Below 0.7; for PAV above 0.05.
 - `process/outcome_correlation`: correlation, over completions, of the mean process reward with the outcome advantage.
   Positive for a useful process reward.
 - `process/repeated_steps`: share of the steps whose text, without case and spacing, occurred before in the completion.
