@@ -168,8 +168,9 @@ def report(args: argparse.Namespace) -> None:
     if "search" in found:
         parts.append(f"{found['search']['num_problems']} test problems of three and four calculations\n\n")
         parts[-1] += search_table(found)
-    seconds = {name: data["seconds"] for name, data in found.items() if "seconds" in data}
-    parts.append("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ".\n")
+    stages = ("sft", "start", "collection", "verifier", "search")
+    seconds = ", ".join(f"{name} {found[name]['seconds']:.0f}" for name in stages if name in found)
+    parts.append(f"Seconds of the stages: {seconds}.\n")
     machines = dict.fromkeys(machine_text(data["machine"]) for data in found.values() if "machine" in data)
     parts.append("\n".join(machines) + "\n")
     text = "\n".join(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,18 +118,14 @@ class Run:
 
 
 class Watch(TrainerCallback):
-    """Evaluates on test problems every so often, and takes the time of every optimizer step."""
+    """Evaluates on test problems every so often."""
 
     def __init__(self, lab: Lab, name: str) -> None:
-        self.lab, self.began, self.seconds = lab, time.time(), list[float]()
+        self.lab = lab
         self.file = lab.folder / f"{name}-scores.part"
         self.scores: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = time.time()
-
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.seconds.append(time.time() - self.began)
         step = state.global_step
         if step % self.lab.sizes.rl_every == 0 and step < state.max_steps:
             self.scores[str(step)], _ = scores_of(self.lab, self.lab.generator(model))
@@ -202,7 +197,7 @@ def train_run(lab: Lab, run: Run) -> dict[str, Any]:
         "completions_per_step": lab.sizes.prompts_per_step * lab.sizes.generations,
         "curve": [entry["reward"] for entry in logs],
         "length": [entry.get("completions/mean_length") for entry in logs],
-        "step_seconds": watch.seconds,
+        "step_seconds": [entry["step_time"] for entry in logs],
         "scores": {**watch.scores, steps: scores},
         "kl": distance(lab, trainer.model, samples),
         "num_tokens": logs[-1].get("num_tokens"),
