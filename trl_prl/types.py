@@ -209,8 +209,9 @@ class ProcessReward(Protocol):
     One that learns while the policy does has a method
     `update(prompts, steps, outcomes, **columns) -> dict[str, float]`. [`PAVTrainer`] and [`ProcessRewardCallback`]
     call it after every rollout of the training, once its advantages are computed, on all processes together;
-    `outcomes` are the results of the first reward function, `None` where there is none, the columns are those above,
-    and what it returns is logged as `process/update/<name>`, averaged over the processes. Its `state_dict()` is saved
+    `outcomes` are the results of the first reward function, `None` where there is none, and what it returns is logged
+    as `process/update/<name>`, averaged over the processes. The columns are those above but `log_metric` and
+    `log_extra`; `step_token_ids` and `transcript` are there if the scoring names them. Its `state_dict()` is saved
     in checkpoints, and given to `load_state_dict(state)` when a training is resumed. An attribute `is_trainable` that
     is False says that there is nothing to update.
     """
@@ -222,7 +223,8 @@ class ProcessReward(Protocol):
 
         Args:
             prompts (`list`):
-                One prompt per completion, as the dataset has it (text or messages).
+                One prompt per completion, as the dataset has it (text or messages), and with what an environment's
+                `reset` has told the policy.
             steps (`list[list[str]]`):
                 Texts of the steps of each completion; joined, they give the completion back. A completion without
                 tokens has no steps.

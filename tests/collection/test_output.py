@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from trl_prl.collection.output import table_schema, write_table
+from trl_prl.collection.output import dataset_card, table_schema, write_table
 from trl_prl.jobs.config import JobConfig
 from trl_prl.jobs.problems import make_problem
 
@@ -47,3 +47,14 @@ def test_columns_survive_the_way_through_json(tmp_path: Path) -> None:
          "meta": {"at": "2024-01-02", "n": 1}},
         {"prompt": "b", "day": "2024-01-02", "price": None, "gold": None, "score": 0.5, "meta": None},
     ]  # fmt: skip
+
+
+def test_the_card_has_no_secrets() -> None:
+    """It is pushed with the data."""
+    address = "https://user:s3cretpw@host/p.jsonl"
+    card = dataset_card(
+        {"dataset": address, "confidence": 0.95, "unfinished": "wrong", "api_key": "k3y"}, address, {}, 3
+    )
+    assert "s3cretpw" not in card
+    assert "k3y" not in card
+    assert card.count("https://***@host/p.jsonl") >= 4

@@ -12,10 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
+from trl import GRPOConfig
 
 from tests.tiny_models import build_model, build_tokenizer
 from trl_prl.generation.local import TransformersGenerator
-from trl_prl.generation.sampling import StopTexts, choose_tokens, request_seed, sample_uniforms
+from trl_prl.generation.sampling import (
+    StopTexts,
+    choose_tokens,
+    request_seed,
+    sample_uniforms,
+    sampling_of_training,
+)
 from trl_prl.types import Completion, Generator, Prompt, SamplingParams
 
 
@@ -275,3 +282,24 @@ def test_stop_texts_are_found_however_the_text_is_cut(text: bytes, stop: list[st
         if expected:
             return
         seen += size
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, ""),
+        ({"min_p": 0.0, "repetition_penalty": 1.0, "generation_kwargs": {}}, ""),
+        ({"min_p": 0.1}, "min_p=0.1"),
+        ({"repetition_penalty": 1.2, "generation_kwargs": {"seed": 3}}, "repetition_penalty=1.2, generation_kwargs="),
+    ],
+)
+def test_what_a_training_samples_with_is_kept_or_named(
+    settings: dict[str, Any], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_completion_length": 12, **settings}
+    args = GRPOConfig(str(tmp_path), bf16=False, **settings)
+    assert sampling_of_training(args, n=3, max_tokens=None, seed=4) == SamplingParams(
+        n=3, max_tokens=12, temperature=0.7, top_p=0.9, top_k=5, seed=4
+    )
+    assert bool(caplog.text) == bool(named)
+    assert named in caplog.text

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoConfig
+from trl import ModelConfig
 
 from trl_prl.collection.config import CollectConfig
 from trl_prl.evaluation.config import EvaluateConfig
-from trl_prl.jobs.arguments import parse_options
+from trl_prl.jobs.arguments import parse_options, run_script
 
 
 REQUIRED = {"model": "m", "dataset": "d", "output_dir": "o"}
@@ -73,3 +76,19 @@ def test_a_file_that_is_not_named_is_wrong_usage(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         parse_options(CollectConfig, ["--config"])
     assert "--config: expected one argument" in capsys.readouterr().err
+
+
+@dataclass
+class _Settings:
+    """TRL has this one in the configurations of its trainers."""
+
+    trust_remote_code: bool = False
+
+
+def test_a_script_looks_for_the_model_as_it_will_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **options: asked.append((args, options)))
+    words = ["--model_name_or_path", str(tmp_path), "--trust_remote_code", "true", "--model_revision", "v2"]
+    monkeypatch.setattr("sys.argv", ["script", *words])
+    run_script(lambda model, settings: asked.append(model.model_revision), ModelConfig, _Settings)
+    assert asked == [((str(tmp_path),), {"trust_remote_code": True, "revision": "v2"}), "v2"]

@@ -43,6 +43,7 @@ from trl_prl.jobs.masking import mask_secrets
         ('{"token": "abc", "n": 1}', '{"token": "***", "n": 1}'),
         ('{"eos_token": "</s>"}', '{"eos_token": "</s>"}'),
         ("ask-and-answer, user@host, 1 < 2", "ask-and-answer, user@host, 1 < 2"),
+        ("org/hf_policy_step100", "org/hf_policy_step100"),
     ],
 )
 def test_masked(value: Any, masked: Any) -> None:

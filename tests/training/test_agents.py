@@ -31,6 +31,7 @@ from tests.training.test_trainer_features import (
     several_turns,
 )
 from trl_prl import ProcessRewardCallback, TranscriptSegment, get_splitter, split_completions
+from trl_prl.report.run_files import read_run
 from trl_prl.rewards.transcript import token_transcripts
 from trl_prl.steps.token_pieces import TokenPieces
 
@@ -272,3 +273,46 @@ def test_the_example_trains_an_agent(example: Any, tmp_path: Path, monkeypatch: 
     assert sum(log["reward"] for log in logs[-3:]) / 3 > sum(log["reward"] for log in logs[:3]) / 3 + 0.2
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert logs[0]["process/steps_per_completion"] > 2
+
+
+class TellsTheTask(CountingEnvironment):
+    """Another task for every rollout, which the data set does not know."""
+
+    def reset(self, **kwargs: Any) -> str:
+        super().reset()
+        return " Count to seven."
+
+
+@needs_response_templates
+def test_scores_and_records_are_of_what_the_environment_told(tiny_model_path: str, tmp_path: Path) -> None:
+    seen: dict[str, list[Any]] = {"score": [], "update": []}
+
+    class Keeps:
+        """Keeps the prompts that it is given."""
+
+        returns = "advantages"
+
+        def __call__(self, prompts: list[Any], steps: list[list[str]], **columns: Any) -> list[list[float]]:
+            seen["score"] += prompts
+            return [[0.0] * len(row) for row in steps]
+
+        def update(self, prompts: list[Any], steps: list[list[str]], **columns: Any) -> dict[str, float]:
+            seen["update"] += prompts
+            return {}
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            """There is nothing to load."""
+
+    arguments = with_tools(process_reward=Keeps(), environment_factory=TellsTheTask)
+    trainer = make_trainer("pav", tiny_model_path, tmp_path, arguments, max_completion_length=128, max_steps=1)
+    trainer.train()
+    asked = trainer.train_dataset[0]["prompt"][-1]["content"]
+    told = [row["prompt"] for row in read_run(tmp_path).completions]
+    for prompt in (*seen["score"], *seen["update"]):
+        assert prompt[-1]["content"].endswith(" Count to seven.")
+    assert len(seen["score"]) == len(seen["update"]) == len(told) == 4
+    assert all(" Count to seven." in text for text in told)
+    assert "Count" not in asked

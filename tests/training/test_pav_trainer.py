@@ -279,6 +279,30 @@ def test_wrong_number_of_scores_is_refused(tiny_model_path: str, dataset: Datase
         trainer.train()
 
 
+@pytest.mark.parametrize(("kind", "asked"), [("values", "score_solutions"), ("advantages", "__call__")])
+def test_who_is_called_is_given_what_it_names(
+    kind: str, asked: str, tiny_model_path: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    class Both:
+        def score_solutions(
+            self, prompts: list[Any], steps: list[list[str]], **columns: Any
+        ) -> tuple[list[float], list[list[float]]]:
+            seen.extend(["score_solutions"] * ("transcript" not in columns))
+            return [0.5] * len(prompts), step_values(prompts, steps)
+
+        def __call__(
+            self, prompts: list[Any], steps: list[list[str]], transcript: list[Any], **columns: Any
+        ) -> list[list[float]]:
+            seen.extend(["__call__"] * (len(transcript) == len(steps)))
+            return step_values(prompts, steps)
+
+    args = pav_args(tmp_path, max_steps=1, process_reward_type=kind, initial_value=None)
+    PAVTrainer(tiny_model_path, length_reward, args, dataset, process_reward=Both()).train()
+    assert set(seen) == {asked}
+
+
 def test_batch_as_large_as_the_completions_are_long(tiny_model_path: str, dataset: Dataset, tmp_path: Path) -> None:
     """With B == T a (B,) tensor broadcast against (B, T) would pass silently along the wrong axis."""
     args = pav_args(tmp_path, alpha=2.0, max_completion_length=4, step_length=2, max_steps=1)

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.tiny_models import make_grpo_args, prompt_dataset, token_reward
+from tests.tiny_models import build_tokenizer, make_grpo_args, prompt_dataset, token_reward
 from tests.trainer_runs import train_logs
+from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.training.step_reward_func import AGGREGATIONS, StepRewardFunc, aggregate_step_rewards
 from trl_prl.verifier.settings import VerifierSettings
 
@@ -143,3 +147,63 @@ def test_what_does_not_fit_is_said_at_construction(caplog: pytest.LogCaptureFixt
     assert not caplog.records
     StepRewardFunc(LikeAVerifier(), "newline")
     assert "was trained on steps cut by `step_splitter='blank_line'`" in caplog.text
+
+
+class SaysWhatFinished:
+    """Keeps the marks that it was given."""
+
+    def __init__(self) -> None:
+        self.finished: list[bool] = []
+
+    def __call__(
+        self, prompts: list[Any], steps: list[list[str]], finished: list[bool], **columns: Any
+    ) -> list[list[float]]:
+        self.finished = finished
+        return [[0.0] * len(row) for row in steps]
+
+
+def test_every_token_that_ends_a_turn_ends_a_completion() -> None:
+    """A chat ends its turns with another token than a text, as Gemma's does."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<turn|>{% endfor %}"
+    turn = tokenizer.convert_tokens_to_ids("<turn|>")
+    ids = [[5, turn], [5, tokenizer.eos_token_id], [5, 6], []]
+    for given, expected in ((None, [True, True, False, False]), ([6], [False, False, True, False])):
+        scorer = SaysWhatFinished()
+        StepRewardFunc(scorer, processing_class=tokenizer, eos_token_ids=given)(["p"] * 4, ["a"] * 4, ids)
+        assert scorer.finished == expected
+
+
+def test_the_tokens_table_is_made_once(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(TokenPieces, "__init__", _counting(TokenPieces.__init__, made))
+    reward = StepRewardFunc(ScoreTable(TABLE), processing_class=tiny_tokenizer)
+    reward(["p"] * 3, ["a\nc", "b\nc", "c"])
+    assert len(made) == 1
+
+
+def _counting(function: Any, calls: list[Any]) -> Any:
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    return counted
+
+
+def test_the_trainers_gradient_accumulation_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says of it is for who makes an accelerator, and the trainer has made one already."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    try:
+        plugin = GradientAccumulationPlugin(num_steps=1, sync_each_batch=True)
+        accelerator = Accelerator(gradient_accumulation_plugin=plugin)
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+        StepRewardFunc(ScoreTable(TABLE))(["p"], ["a\nc"])
+        assert accelerator.gradient_accumulation_steps == 1
+        assert accelerator.gradient_state.plugin_kwargs["sync_each_batch"]
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

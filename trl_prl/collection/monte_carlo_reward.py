@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Prefix, Problem, Roller, check_outcomes, ids_digest, measure
+from trl_prl.generation.sampling import sampling_of_training
 from trl_prl.generation.tallies import Spending, Tally, Unfinished
 from trl_prl.generation.vllm_engine import VLLMGenerator, VLLMServerGenerator
 from trl_prl.prompts.chat import prompt_token_ids
@@ -114,9 +115,7 @@ class MonteCarloProcessReward:
         if self.chat_template_kwargs is None:
             self.chat_template_kwargs = trainer.chat_template_kwargs
         if self.sampling is None:
-            length, top_k = trainer.max_completion_length, max(trainer.top_k or 0, 0)
-            given = {"temperature": trainer.temperature, "top_p": trainer.top_p, "top_k": top_k}
-            self.sampling = SamplingParams(**given, max_tokens=length, seed=trainer.args.seed)
+            self.sampling = sampling_of_training(trainer.args, seed=trainer.args.seed)
 
     def __call__(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]], **columns: Any) -> list[list[Any]]:
         """Values of the steps, as of [`~MonteCarloProcessReward.score_solutions`]."""

@@ -110,7 +110,8 @@ def dataset_card(settings: Mapping[str, Any], prover: str, spending: Mapping[str
     Returns:
         `str`: Markdown.
     """
-    shown = sorted(without_unset(mask_secrets(settings)).items())
+    settings, prover = mask_secrets(settings), mask_secrets(prover)
+    shown = sorted(without_unset(settings).items())
     settings_table = table(("setting", "value"), ((name, json.dumps(value)) for name, value in shown))
     costs = ((name.removeprefix("num_").replace("_", " "), f"{n:,}") for name, n in spending.items())
     prover, data = as_text(prover), as_text(settings["dataset"])

@@ -56,7 +56,10 @@ def write_results(
             {**config.settings(), "k": params.k, "group_by": params.group_by, "confidence": params.confidence}
         ),
         "estimators": ESTIMATORS,
-        "models": [{"name": name, "path": paths[name], **summarise(model, params)} for name, model in rows.items()],
+        "models": [
+            {"name": name, "path": mask_secrets(paths[name]), **summarise(model, params)}
+            for name, model in rows.items()
+        ],
         "comparisons": compare(rows, params) if len(rows) > 1 else [],
         "problems_file": PROBLEMS_FILE,
     }

@@ -11,7 +11,9 @@ its number falls into that sliver (by size one token in a million in float32, on
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from trl_prl.types import Completion, Generator, Prompt, SamplingParams
 
+
+logger = logging.getLogger(__name__)
 
 # Keeps the product with a total that is a little above 1 below that total.
 _LARGEST_UNIFORM = 1.0 - 2.0**-50
@@ -49,6 +53,40 @@ def draw(generator: Generator, prompts: list[Prompt], params: SamplingParams) ->
             "wrongly. Use a generator that returns exactly as many as asked."
         )
     return samples
+
+
+def sampling_of_training(args: Any, **changes: Any) -> SamplingParams:
+    """How a trainer samples, for samples that are drawn beside its own.
+
+    Args:
+        args ([`~trl.GRPOConfig`] or any `TrainingArguments`):
+            Settings of the trainer. What it has besides temperature, `top_p` and `top_k` no generator here knows:
+            a warning names it, as its samples are then of another distribution.
+        **changes:
+            Fields of [`SamplingParams`] to set otherwise, unless they are `None`.
+
+    Returns:
+        [`SamplingParams`]: The settings.
+    """
+    neutral = {"min_p": (None, 0, 0.0), "repetition_penalty": (None, 1, 1.0), "generation_kwargs": (None, {})}
+    unheeded = [
+        f"{name}={getattr(args, name)!r}"
+        for name, values in neutral.items()
+        if getattr(args, name, None) not in values
+    ]
+    if unheeded:
+        logger.warning(
+            "Samples of an evaluation or a Monte-Carlo value are drawn without %s of the training, so they are of "
+            "another distribution than its rollouts. Leave it out of the training to compare them.",
+            ", ".join(unheeded),
+        )
+    fields = {
+        "max_tokens": getattr(args, "max_completion_length", None) or 256,
+        "temperature": getattr(args, "temperature", 1.0),
+        "top_p": getattr(args, "top_p", None) or 1.0,
+        "top_k": max(0, getattr(args, "top_k", None) or 0),
+    }
+    return SamplingParams(**{**fields, **{name: value for name, value in changes.items() if value is not None}})
 
 
 def sample_uniforms(seed: int, key: str, sample: int, length: int) -> np.ndarray:

@@ -127,8 +127,10 @@ def run_script(main: Callable[..., None], *classes: type[Any]) -> None:
             read_mapping(Path(words[place + 1]))
         check_words(parser, words[:place] + words[place + 2 :])
         arguments = parser.parse_args_and_config(words)
-        for name in (getattr(argument, "model_name_or_path", None) for argument in arguments):
-            check_model(name)
+        given = {name: value for argument in arguments for name, value in vars(argument).items()}
+        options = {"revision": "model_revision", "trust_remote_code": "trust_remote_code"}
+        options = {name: given[field] for name, field in options.items() if given.get(field)}
+        check_model(given.get("model_name_or_path"), **options)
         main(*arguments)
     except (ValueError, OSError, ImportError) as error:
         in_training = any(frame.name == "train" for frame in traceback.extract_tb(error.__traceback__))
@@ -137,12 +139,14 @@ def run_script(main: Callable[..., None], *classes: type[Any]) -> None:
         raise SystemExit(f"{parser.prog}: error: {describe(error)} (--debug shows the traceback)") from None
 
 
-def check_model(name: str | None) -> None:
+def check_model(name: str | None, **options: Any) -> None:
     """Look for a model before anything is loaded.
 
     Args:
         name (`str`, *optional*):
             Folder or Hub id of a model or adapter; `None` is not looked for.
+        **options:
+            Arguments of `from_pretrained` that it will be loaded with.
 
     Raises:
         `OSError`: When there is none.
@@ -151,7 +155,7 @@ def check_model(name: str | None) -> None:
 
     if name is not None and not (Path(name) / "adapter_config.json").is_file():
         with model_named(name):
-            AutoConfig.from_pretrained(name)
+            AutoConfig.from_pretrained(name, **options)
 
 
 def check_file(path: Path, config_class: type[Any]) -> None:

@@ -11,6 +11,7 @@ from trl_prl.rewards.checks import scoring_function, takes
 from trl_prl.rewards.scoring import score_values
 from trl_prl.steps.plain_text import split_text
 from trl_prl.steps.split import get_splitter
+from trl_prl.steps.token_pieces import TokenPieces
 
 
 def score_prefixes(
@@ -38,10 +39,10 @@ def score_prefixes(
     Raises:
         `ValueError`: If the scorer does not return one number per step.
     """
-    asks = finished is not None and takes(scoring_function(process_reward), "finished")
-    columns = {"finished": list(finished or ())} if asks else {}
     # Who scores prompts and steps at once gives values, whatever it returns when it is called.
     kind = "values" if hasattr(process_reward, "score_solutions") else None
+    asks = finished is not None and takes(scoring_function(process_reward, kind), "finished")
+    columns = {"finished": list(finished or ())} if asks else {}
     scores, initial = score_values(process_reward, prompts, steps, columns, process_reward_type=kind)
     if initial is None:
         scores, initial = scores.cumsum(1), torch.zeros(len(prompts))
@@ -67,4 +68,5 @@ def splitter_for(process_reward: Any, name: str | None = None) -> Callable[[str]
     name = name or getattr(settings, "step_splitter", None) or "newline"
     splitter = get_splitter(name, step_length=getattr(settings, "step_length", 256))
     tokenizer = getattr(process_reward, "tokenizer", None) if name == "fixed" else None
-    return lambda text: split_text(splitter, text, tokenizer)
+    token_pieces = tokenizer and TokenPieces(tokenizer)
+    return lambda text: split_text(splitter, text, tokenizer, token_pieces)

@@ -195,12 +195,13 @@ def rollout_row(
         `dict`: The row.
     """
     text = as_text(prompt)
-    tokens = output["completion_ids"][index][output["completion_mask"][index].bool()]
+    # Of the policy: what a tool or an environment said ends nothing.
+    tokens = output["completion_ids"][index][output["step_ids"][index] >= 0]
     row = {
         "prompt": text,
         "prompt_id": hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12],
         "steps": list(split.steps[index]),
-        "num_tokens": int((output["step_ids"][index] >= 0).sum()),
+        "num_tokens": len(tokens),
         "finished": len(tokens) > 0 and int(tokens[-1]) in eos_token_ids,
     }
     if not row["steps"]:

@@ -46,8 +46,10 @@ def asks_for(function: Callable[..., Any], name: str) -> bool:
     return signature is not None and name in signature.parameters
 
 
-def scoring_function(process_reward: ProcessReward) -> Callable[..., Any]:
-    """What scores solutions: the method for prompts and steps at once where there is one, or the process reward."""
+def scoring_function(process_reward: ProcessReward, process_reward_type: str | None = None) -> Callable[..., Any]:
+    """What scores solutions: the method for values of prompts and steps at once, if any, or the process reward."""
+    if returned_type(process_reward, process_reward_type) == "advantages":
+        return process_reward
     return getattr(process_reward, "score_solutions", process_reward)
 
 
@@ -117,7 +119,7 @@ def check_process_reward(
     is_values = returned_type(process_reward, process_reward_type) != "advantages"
     if credit == "progress" and None not in (says, process_reward_type) and says != process_reward_type:
         _warn_of_other_type(name, str(says), str(process_reward_type))
-    check_signature(scoring_function(process_reward) if is_values else process_reward, name)
+    check_signature(scoring_function(process_reward, process_reward_type), name)
     if not is_values:
         if initial_value is not None:
             _warn_of_initial_value(name, initial_value, values_prompts=False)

@@ -16,7 +16,9 @@ from .splitters import FixedLengthSplitter
 from .token_pieces import TokenPieces
 
 
-def split_text(splitter: StepSplitter, text: str, tokenizer: Any | None = None) -> list[str]:
+def split_text(
+    splitter: StepSplitter, text: str, tokenizer: Any | None = None, token_pieces: TokenPieces | None = None
+) -> list[str]:
     """Split plain text into steps, with the same result as on the tokens of that text.
 
     Args:
@@ -27,6 +29,8 @@ def split_text(splitter: StepSplitter, text: str, tokenizer: Any | None = None) 
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer whose tokens steps end at; the text is tokenised without special tokens. Without one, a step may
             end at any character.
+        token_pieces ([`TokenPieces`], *optional*):
+            The tokenizer's, for many texts: to make them takes a second for a large vocabulary.
 
     Returns:
         `list[str]`: Steps; joined, they are `text`. Empty for the empty text. A character that a step end would cut
@@ -46,14 +50,14 @@ def split_text(splitter: StepSplitter, text: str, tokenizer: Any | None = None) 
             )
         ends = splitter.step_ends([character.encode("utf-8", "surrogatepass") for character in text])
     else:
-        ends = _text_ends(splitter, text, getattr(tokenizer, "tokenizer", tokenizer))
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        ends = _text_ends(splitter, text, tokenizer, token_pieces or TokenPieces(tokenizer))
     starts = [0, *ends[:-1]]
     return [text[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
 
 
-def _text_ends(splitter: StepSplitter, text: str, tokenizer: Any) -> list[int]:
+def _text_ends(splitter: StepSplitter, text: str, tokenizer: Any, token_pieces: TokenPieces) -> list[int]:
     """Step ends of a text's tokens, as character ends."""
-    token_pieces = TokenPieces(tokenizer)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     token_ends = splitter.step_ends(token_pieces.pieces(encoding["input_ids"]))
     if not token_ends:

@@ -171,6 +171,7 @@ class ProcessRewardCallback(TrainerCallback):
                 self.step_splitter,
                 aggregation,
                 processing_class=trainer.processing_class,
+                eos_token_ids=trainer.eos_token_ids,
             )
         else:
             self.arguments.check_units(trainer.multi_objective_aggregation)

@@ -17,10 +17,11 @@ from trl.models import unwrap_model_for_generation
 from trl_prl.evaluation.samples import Unfinished, evaluate_problems
 from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Problem
+from trl_prl.generation.sampling import sampling_of_training
 from trl_prl.metrics.sampling_estimates import mean_pass_at_k
 from trl_prl.prompts.chat import prompt_token_ids
 from trl_prl.rewards.timed import TimedReward
-from trl_prl.types import OutcomeReward, SamplingParams
+from trl_prl.types import OutcomeReward
 
 
 class EvaluationCallback(TrainerCallback):
@@ -123,13 +124,8 @@ class EvaluationCallback(TrainerCallback):
         self.unfinished, self.reward_threshold = unfinished, reward_threshold
         self.max_batch_tokens = max_batch_tokens
         self.prefix = metric_key_prefix
-        self.params = SamplingParams(
-            n=n,
-            max_tokens=max_completion_length or getattr(trainer.args, "max_completion_length", None) or 256,
-            temperature=getattr(trainer.args, "temperature", 1.0) if temperature is None else temperature,
-            top_p=getattr(trainer.args, "top_p", None) or 1.0,
-            top_k=max(0, getattr(trainer.args, "top_k", None) or 0),
-            seed=seed,
+        self.params = sampling_of_training(
+            trainer.args, n=n, max_tokens=max_completion_length, temperature=temperature, seed=seed
         )
         self._last_step: int | None = None
 

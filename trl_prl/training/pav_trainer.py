@@ -88,7 +88,8 @@ class PAVHooks(ProcessRewardHooks):
         settings = self.process_args
         outcome_advantages, step_ids = output["advantages"], output["step_ids"]
         finished = ended_on_their_own(output["completion_ids"], step_ids, self.eos_token_ids)
-        columns, function = self._columns(inputs), scoring_function(self.process_reward)
+        columns = self._columns(inputs)
+        function = scoring_function(self.process_reward, settings.scoring()["process_reward_type"])
         if asks_for(function, "step_token_ids"):
             columns["step_token_ids"] = split.token_ids(output["completion_ids"])
         add_transcript(function, columns, lambda: token_transcripts(self.token_pieces, output, self.completions))
@@ -116,10 +117,9 @@ class PAVHooks(ProcessRewardHooks):
         self.log_steps(output, split, rewards)
         if self._mode == "train" and self.process_reward_state.learns:
             outcomes = own_rows(self.accelerator, self.outcomes)[:, 0].tolist()
-            prompts = [row.get("prompt") for row in inputs]
             if takes(self.process_reward.update, "finished"):  # type: ignore[attr-defined]
                 columns["finished"] = finished
-            numbers = update_process_reward(self.process_reward, prompts, split.steps, outcomes, columns)
+            numbers = update_process_reward(self.process_reward, self.prompts, split.steps, outcomes, columns)
             for name, value in numbers.items():
                 self._metrics["train"][f"process/update/{name}"].append(value)
 
@@ -163,11 +163,11 @@ class PAVHooks(ProcessRewardHooks):
         }
         if "prompts" not in self._reported:
             used = self.sources.get("prompts") or PromptFormat(chat_template_kwargs=self.chat_template_kwargs)
-            warn_of_other_prompts(self.process_reward, inputs[0]["prompt"], used)
+            warn_of_other_prompts(self.process_reward, self.prompts[0], used)
             self._reported.add("prompts")
         scores = score_values(
             self.process_reward,
-            [row.get("prompt") for row in inputs],
+            self.prompts,
             split.steps,
             columns,
             process_reward_type=self.process_args.scoring()["process_reward_type"],

@@ -68,6 +68,7 @@ class ProcessRewardHooks(_Trainer):
     outcomes: torch.Tensor
     # Of the rollout at hand and this process, as reward functions get them: text or messages, those of tools included.
     completions: list[Any]
+    prompts: list[Any]
     _loss_inputs: dict[str, Any] | None = None
     _loss_beta: float = 0.0
     _rollout_step_rewards: list[list[float]] | None = None
@@ -131,22 +132,22 @@ class ProcessRewardHooks(_Trainer):
         rewards = super()._calculate_rewards(inputs, prompts, completions, *args, **kwargs)
         check_outcomes(rewards, self.reward_func_names)
         self.outcomes, self.completions = rewards, completions
+        # Those of TRL have what environments say; else they are as in the data set, without placeholders of images.
+        self.prompts = prompts if self.environments else [row["prompt"] for row in inputs]
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         warn_of_plain_text(getattr(self.processing_class, "tokenizer", self.processing_class), inputs[0].get("prompt"))
         output = super()._generate_and_score_completions(inputs)
-        split = split_completions(
-            self.step_splitter, self.token_pieces, output["completion_ids"], action_mask(output).bool()
-        )
+        mask = action_mask(output).bool()
+        split = split_completions(self.step_splitter, self.token_pieces, output["completion_ids"], mask)
         output["step_ids"] = split.step_ids.to(output["completion_ids"].device)
         self.log_ratio("process/repeated_steps", count_repeated_steps(split.steps), sum(map(len, split.steps)))
         self._rollout_step_rewards = None
         self.add_process_advantages(inputs, output, split)
         if self.recorder is not None:
-            prompts = [row.get("prompt") for row in inputs]
             self.recorder.add_rollout(
-                self._mode, prompts, output, split, self._rollout_step_rewards, self._logs, self.eos_token_ids
+                self._mode, self.prompts, output, split, self._rollout_step_rewards, self._logs, self.eos_token_ids
             )
         return output
 
@@ -245,8 +246,7 @@ class ProcessRewardHooks(_Trainer):
             return
         num_rows = len(split.steps)
         rewards = gather_object(step_rewards or [[] for _ in range(num_rows)])
-        mode = self._mode if step_rewards is None else None
-        self.completions_table.extend_steps(gather_object(split.steps), rewards, mode)
+        self.completions_table.extend_steps(gather_object(split.steps), rewards, None if step_rewards else self._mode)
         if step_rewards is None:
             first_row = self.accelerator.process_index * num_rows
             output["row_ids"] = torch.arange(first_row, first_row + num_rows, device=output["step_ids"].device)

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.state import is_initialized
+from accelerate.state import GradientState, is_initialized
+from accelerate.utils import GradientAccumulationPlugin
 
 from trl_prl.metrics.aggregation import aggregate_step_values
 from trl_prl.prms.load import load_process_reward
 from trl_prl.prms.online import learns
+from trl_prl.prompts.chat import end_token_ids
 from trl_prl.rewards.checks import check_signature, takes, warn_of_other_prompts, warn_of_other_splitter
 from trl_prl.rewards.scoring import callable_name, prepare_process_reward, score_steps
 from trl_prl.rewards.transcript import add_transcript, message_transcript
 from trl_prl.steps.plain_text import split_text
 from trl_prl.steps.split import get_splitter
 from trl_prl.steps.splitters import FixedLengthSplitter
+from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import ProcessReward, StepSplitter
 
 
@@ -63,6 +66,8 @@ class StepRewardFunc:
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the policy. A splitter that counts tokens needs it, and so does a process reward that is to be
             told which completions were cut off.
+        eos_token_ids (`Sequence[int]`, *optional*):
+            Tokens that end a completion, as of the trainer; by default the tokenizer's end of a text and of a turn.
 
     A verifier moves to the process's device at the first call in a training.
 
@@ -84,6 +89,7 @@ class StepRewardFunc:
         step_splitter: StepSplitter | str = "newline",
         aggregation: str = "mean",
         processing_class: Any = None,
+        eos_token_ids: Sequence[int] | None = None,
     ) -> None:
         if aggregation not in AGGREGATIONS:
             raise ValueError(
@@ -107,7 +113,9 @@ class StepRewardFunc:
         warn_of_other_splitter(self.process_reward, self.step_splitter)
         self._is_prepared = self._prompts_compared = False
         self.aggregation = aggregation
-        self.processing_class = processing_class
+        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self._token_pieces = None if processing_class is None else TokenPieces(self.tokenizer)
+        self._ends = {*(_end_token_ids(self.tokenizer) if eos_token_ids is None else eos_token_ids)}
         # TRL names the metric of a reward function after it.
         self.__name__ = f"{callable_name(self.process_reward)}_{aggregation}"
 
@@ -132,14 +140,14 @@ class StepRewardFunc:
         if not self._is_prepared and is_initialized():
             # TRL hands no accelerator to reward functions. While a trainer exists, a new one shares its state; before,
             # it would decide for the trainer.
-            prepare_process_reward(self.process_reward, Accelerator())
+            plugin = GradientAccumulationPlugin(**GradientState().plugin_kwargs)
+            prepare_process_reward(self.process_reward, Accelerator(gradient_accumulation_plugin=plugin))
             self._is_prepared = True
         if prompts and not self._prompts_compared:
             warn_of_other_prompts(self.process_reward, prompts[0])
             self._prompts_compared = True
-        end = getattr(getattr(self.processing_class, "tokenizer", self.processing_class), "eos_token_id", None)
-        if completion_ids is not None and end is not None and takes(self.process_reward, "finished"):
-            columns["finished"] = [bool(ids) and ids[-1] == end for ids in completion_ids]
+        if completion_ids is not None and self._ends and takes(self.process_reward, "finished"):
+            columns["finished"] = [bool(ids) and ids[-1] in self._ends for ids in completion_ids]
         transcripts = [message_transcript(completion, self._split_text) for completion in completions]
         add_transcript(self.process_reward, columns, lambda: transcripts)
         steps = [[segment.text for segment in row if segment.step is not None] for row in transcripts]
@@ -150,4 +158,12 @@ class StepRewardFunc:
         ]
 
     def _split_text(self, text: str) -> list[str]:
-        return split_text(self.step_splitter, text, tokenizer=self.processing_class)
+        return split_text(self.step_splitter, text, self.tokenizer, self._token_pieces)
+
+
+def _end_token_ids(tokenizer: Any) -> list[int]:
+    """Ends of a text and of a turn, as far as a tokenizer knows any."""
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        return []
+    of_turns = end_token_ids(tokenizer, is_chat=True) if getattr(tokenizer, "chat_template", None) else []
+    return [tokenizer.eos_token_id, *of_turns]
