@@ -13,6 +13,7 @@ import pytest
 
 from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
 from tests.benchmarks.arithmetic.task import read_answer
+from tests.provers import few_positions
 from tests.searching import StepScript, TableReward, arithmetic_generator, arithmetic_search_problems, line_search
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import aggregate_step_values
@@ -24,6 +25,7 @@ from trl_prl.search.scoring import EffectiveReward, score_solutions
 from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler
 from trl_prl.search.step_search import SearchLimits
 from trl_prl.steps.split import step_ends
+from trl_prl.steps.splitters import FixedLengthSplitter
 
 
 SEARCHES: dict[str, Any] = {
@@ -95,6 +97,19 @@ def test_only_finished_candidates_are_chosen(name: str) -> None:
             assert result.answer.finished
             assert result.answer.value == max(candidate.value for candidate in finished)
         assert all(len(candidate.token_ids) <= 11 for candidate in result.candidates)
+
+
+@pytest.mark.parametrize("name", ["beam", "dvts", "rejection"])
+@pytest.mark.parametrize("step_length", [1, 2])
+def test_a_completion_ends_where_the_models_positions_do(name: str, step_length: int) -> None:
+    generator = few_positions(24)
+    problem = Problem(0, "Add", tuple(generator.tokenizer("Add 1 + 2.").input_ids))
+    setting = {**line_search(generator, 32), "splitter": FixedLengthSplitter(step_length)}
+    (result,) = search(name, [problem], TableReward({}), **setting)
+    room = 24 - len(problem.prompt_ids)
+    cut = [candidate for candidate in result.candidates if not candidate.finished]
+    assert cut
+    assert {(candidate.end_reason, len(candidate.token_ids)) for candidate in cut} == {("length", room)}
 
 
 def limited(max_tokens: int) -> dict[str, Any]:
