@@ -203,6 +203,16 @@ def test_finished_job_is_not_searched_again_and_others_are_refused(
     assert "another folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["beam", "best_of_n"])
+def test_samples_are_drawn_without_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def group_answers(answers: list[Any]) -> list[Any]:
+        raise AssertionError("a vote")
+
+    monkeypatch.setattr("trl_prl.search.best_of_n.group_answers", group_answers)
+    assert cli.main(options(tmp_path / "job", write_problems(tmp_path, 2), 2, method=method, ceiling=True)) == 0
+    assert results_of(tmp_path / "job")["curve"][0]["num_problems"] == 2
+
+
 def test_processes_share_a_job(tmp_path: Path) -> None:
     problems = write_problems(tmp_path, 5)
     assert cli.main(options(tmp_path / "one", problems, 2, problems_per_unit=2)) == 0

@@ -501,6 +501,18 @@ def test_majority_needs_no_process_reward_and_unfinished_ones_have_no_vote() -> 
             assert counted.count(read_answer(result.answer.text)) == most
 
 
+@pytest.mark.parametrize("reward", [None, ArithmeticProcessReward()])
+def test_no_choice_takes_no_vote(reward: Any) -> None:
+    problems, setting = arithmetic_search_problems(2), line_search(arithmetic_generator())
+    given: dict[str, Any] = {"process_reward": reward, "n": 4, **setting}
+    chosen = {"choice": "majority_vote", "answer_of": read_answer} if reward is None else {}
+    for plain, voted in zip(
+        best_of_n_search(problems, choice=None, **given), best_of_n_search(problems, **chosen, **given), strict=True
+    ):
+        assert plain.chosen is None
+        assert [candidate.as_dict() for candidate in plain.candidates] == [c.as_dict() for c in voted.candidates]
+
+
 def test_pav_as_an_outcome_reward_model_scores_the_last_step_by_effective_reward() -> None:
     problems, setting = arithmetic_search_problems(2), line_search(arithmetic_generator())
     reward = EffectiveReward(ArithmeticProcessReward(), alpha=0.5, best_of_k=4)

@@ -34,7 +34,7 @@ def best_of_n_search(
     sampling: SamplingParams,
     *,
     n: int = 4,
-    choice: Choice = "best_of_n",
+    choice: Choice | None = "best_of_n",
     aggregation: Aggregation = "last",
     temperature: float = 0.1,
     answer_of: AnswerOf | None = None,
@@ -50,11 +50,11 @@ def best_of_n_search(
         problems (`Sequence[Problem]`):
             As in [`beam_search`], like all that is not listed here.
         process_reward ([`ProcessReward`] or [`EffectiveReward`], *optional*):
-            What scores. Majority votes need none.
+            What scores. Majority votes, and no choice, need none.
         n (`int`, *optional*, defaults to `4`):
             Completions per problem.
         choice (`str`, *optional*, defaults to `"best_of_n"`):
-            `"best_of_n"`, `"majority_vote"` or `"weighted_vote"`, whose weights are the scores.
+            `"best_of_n"`, `"majority_vote"`, `"weighted_vote"` (its weights are the scores), or `None` for no choice.
         aggregation (`str`, *optional*, defaults to `"last"`), temperature (`float`, *optional*, defaults to `0.1`):
             As in [`aggregate_step_values`].
         answer_of (`Callable`, *optional*):
@@ -88,7 +88,7 @@ def best_of_n_search(
 
 
 def choose(
-    candidates: Sequence[Candidate], choice: Choice = "best_of_n", answer_of: AnswerOf | None = None
+    candidates: Sequence[Candidate], choice: Choice | None = "best_of_n", answer_of: AnswerOf | None = None
 ) -> int | None:
     """Choose one of the candidates that finished.
 
@@ -101,14 +101,14 @@ def choose(
             As in [`best_of_n_search`].
 
     Returns:
-        `int`, *optional*: Index; `None` if none of them finished.
+        `int`, *optional*: Index; `None` if none of them finished, or there is no choice.
 
     Raises:
         `ValueError`: If a vote has no `answer_of`.
     """
     _check_choice(choice, True, answer_of)
     finished = [k for k, candidate in enumerate(candidates) if candidate.finished]
-    if not finished:
+    if not finished or choice is None:
         return None
     scores = [candidates[k].score for k in finished]
     if answer_of is None or choice == "best_of_n":
@@ -117,7 +117,9 @@ def choose(
     return finished[majority_vote(answers) if choice == "majority_vote" else weighted_vote(answers, scores)]
 
 
-def _check_choice(choice: str, has_reward: bool, answer_of: AnswerOf | None) -> None:
+def _check_choice(choice: str | None, has_reward: bool, answer_of: AnswerOf | None) -> None:
+    if choice is None:
+        return
     if choice not in get_args(Choice):
         raise ValueError(f"Got choice={choice!r}. There is no such rule. Use one of {', '.join(get_args(Choice))}.")
     if choice != "majority_vote" and not has_reward:

@@ -110,15 +110,14 @@ class Searcher:
         return rows
 
     def _samples(self, problems: list[Problem], n: int, scored: bool) -> list[SearchResult]:
-        # Majority votes stand for no choice at all here: it is made for every n from the same samples.
+        # The choice is made for every n from the same samples.
         return best_of_n_search(
             problems,
             process_reward=self.effective if scored else None,
             n=n,
-            choice="majority_vote",
+            choice=None,
             aggregation=self.config.aggregation,
             temperature=self.config.aggregation_temperature,
-            answer_of=self.answer_of,
             **self.setting,
         )
 
