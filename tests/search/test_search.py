@@ -14,7 +14,14 @@ import pytest
 from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
 from tests.benchmarks.arithmetic.task import read_answer
 from tests.provers import few_positions
-from tests.searching import StepScript, TableReward, arithmetic_generator, arithmetic_search_problems, line_search
+from tests.searching import (
+    PieceTable,
+    StepScript,
+    TableReward,
+    arithmetic_generator,
+    arithmetic_search_problems,
+    line_search,
+)
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import aggregate_step_values
 from trl_prl.search.beams import beam_search, dvts
@@ -25,7 +32,8 @@ from trl_prl.search.scoring import EffectiveReward, score_solutions
 from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler
 from trl_prl.search.step_search import SearchLimits
 from trl_prl.steps.split import step_ends
-from trl_prl.steps.splitters import FixedLengthSplitter
+from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter
+from trl_prl.types import Completion, SamplingParams
 
 
 SEARCHES: dict[str, Any] = {
@@ -331,6 +339,28 @@ def test_duplicates_are_one_node_with_their_places() -> None:
     ]
     # A prefix is sent once for all of its samples.
     assert len(generator.prompts) == 3
+
+
+def test_a_merged_node_goes_on_from_the_sample_that_has_room() -> None:
+    """The same text in two tokens, which is the limit, and in one."""
+    pieces: Any = PieceTable([b"a", b"\n", b"a\n"])
+
+    class Spellings:
+        def generate(self, prompts: Any, params: Any) -> Any:
+            drawn = [[(1, 2), (3,)] if len(prompt.token_ids) == 1 else [(0,)] * params.n for prompt in prompts]
+            return [[Completion(ids, "", "stop" if ids[-1] else "eos") for ids in row] for row in drawn]
+
+    setting: Any = {
+        "splitter": DelimiterSplitter("\n"),
+        "token_pieces": pieces,
+        "sampling": SamplingParams(max_tokens=2),
+    }
+    reward = EffectiveReward(TableReward({}), alpha=0.0)
+    given = {"beam_size": 1, "expansions": 2, "keep_tree": True, **setting}
+    (result,) = beam_search([Problem(0, "p", (1,))], Spellings(), reward, **given)
+    assert [(candidate.token_ids, candidate.end_reason) for candidate in result.candidates] == [((3, 0), "eos")]
+    assert result.tree is not None
+    assert [(node["count"], node["end"]) for node in result.tree[1:]] == [(2, None), (2, "eos")]
 
 
 @pytest.mark.parametrize(("size", "alpha"), [(3, 0.0), (6, 0.5)])
