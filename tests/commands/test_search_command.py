@@ -302,9 +302,11 @@ class Silent:
         return [None] * len(prompts), [[float("nan")] * len(row) for row in steps]
 
 
-def test_a_search_by_no_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["beam", "best_of_n"])
+def test_a_search_by_no_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     problems, silent = write_problems(tmp_path, 3), "tests.commands.test_search_command:Silent"
-    assert cli.main(options(tmp_path / "job", problems, 2, process_reward=silent)) == 0
+    changes = {"process_reward": silent, "method": method}
+    assert cli.main(options(tmp_path / "job", problems, 8, **changes)) == 0
     point = results_of(tmp_path / "job")["curve"][0]
     assert point["num_scored"] == point["num_unscored"] > 0
     number = point["num_scored"]

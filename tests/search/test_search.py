@@ -415,6 +415,17 @@ def test_unscored_candidates_rank_last_and_are_counted() -> None:
         assert result.cost.num_unscored == 2
 
 
+def test_equal_samples_without_a_score_are_one_text_without_it() -> None:
+    table = {"": ["#1", "#1", "#1", "#2"]}
+    generator, reward = StepScript(table), TableReward({"#1": None, "#2": 0.5})
+    (result,) = best_of_n_search([generator.problem()], process_reward=reward, n=4, **line_search(generator))
+    cost = result.cost
+    assert (cost.num_samples, cost.num_scored, cost.num_unscored, result.chosen) == (4, 2, 1, 3)
+    assert cost.num_scored_tokens == sum(
+        len(generator.problem().prompt_ids) + len(result.candidates[k].token_ids) for k in (0, 3)
+    )
+
+
 def test_limits_end_the_search_and_flag_what_is_unfinished() -> None:
     table = {"1\n" * depth: ["1\n"] for depth in range(60)}
     cases: list[tuple[dict[str, Any], str, int]] = [
