@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 from tests.benchmarks.arithmetic.prover import continue_solution
 from tests.benchmarks.arithmetic.task import ArithmeticProblem, arithmetic_policy_path, parse_problem
 from tests.benchmarks.arithmetic.task import sample_problems as draw_problems
+from tests.tiny_models import build_model, build_tokenizer
+from trl_prl.generation.local import TransformersGenerator
 from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.sampling import sample_uniforms
 from trl_prl.types import Completion, Prompt, SamplingParams
@@ -50,6 +52,14 @@ def arithmetic_problems(tokenizer: Any, n: int, num_terms: int = 4, seed: int = 
         Problem(row, problem.prompt, tuple(tokenizer(problem.prompt).input_ids), {"answer": problem.answer})
         for row, problem in enumerate(problems)
     ]
+
+
+def few_positions(num_positions: int) -> TransformersGenerator:
+    """A tiny random model that can read and write so many tokens, prompt included."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    model.config.max_position_embeddings = num_positions
+    return TransformersGenerator(model, tokenizer)
 
 
 def root_mean_square(errors: list[float]) -> float:

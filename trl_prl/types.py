@@ -125,7 +125,12 @@ class Completion:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Samples continuations: a model in this process, or a server."""
+    """Samples continuations: a model in this process, or a server.
+
+    One that knows the positions of its model may say so in an attribute `max_length`: the most tokens of a prompt and
+    its continuation together, or `None`. A prefix that fills them is then not continued, as one at `max_tokens` is
+    not; without it, what the generator raises for such a prompt is raised.
+    """
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
         """Sample `params.n` continuations of every prompt.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
 from tests.benchmarks.arithmetic.task import arithmetic_policy_path, arithmetic_reward
-from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems, root_mean_square
+from tests.provers import ArithmeticProver, ScriptedGenerator, arithmetic_problems, few_positions, root_mean_square
 from trl_prl.collection.monte_carlo import MonteCarloParams, estimate_step_values
 from trl_prl.collection.output import best_of_k_row
 from trl_prl.generation.local import TransformersGenerator
@@ -18,7 +18,7 @@ from trl_prl.generation.rollouts import Problem
 from trl_prl.generation.tallies import Spending
 from trl_prl.metrics.intervals import SequentialRule, value_interval
 from trl_prl.steps.plain_text import split_text
-from trl_prl.steps.splitters import DelimiterSplitter
+from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import SamplingParams
 
@@ -129,6 +129,44 @@ def test_unfinished_rollouts_are_not_silently_wrong(prover: ArithmeticProver) ->
     wrong = estimate(generator, [problem], MonteCarloParams(2, 10, unfinished="wrong"))
     assert [row["initial_value"] for row in wrong] == [0.5, 0.5]
     assert wrong[0]["num_unfinished"][0] == 5
+
+
+@pytest.mark.parametrize("options", [{"n_branch": 2}, {"strategy": "first_pit"}])
+def test_a_seed_that_fills_the_models_positions_has_no_value_at_its_end(options: dict[str, Any]) -> None:
+    """The model ends it before `max_tokens` does, and cannot go on from there."""
+    generator = few_positions(24)
+    problem = Problem(0, "Add", tuple(generator.tokenizer("Add 1 + 2.").input_ids))
+    rows = estimate_step_values(
+        [problem],
+        generator,
+        reward=lambda completions, **_: [float(len(text) % 2) for text in completions],
+        splitter=FixedLengthSplitter(2),
+        token_pieces=TokenPieces(generator.tokenizer),
+        params=MonteCarloParams(8, 2, unfinished="wrong", **options),
+        sampling=SamplingParams(max_tokens=32),
+    )
+    cut = [row for row in rows if row["finish_reason"] == "length" and not row["rest"]]
+    assert cut
+    room = 24 - len(problem.prompt_ids)
+    for row in cut:
+        assert len(row["completions"]) == math.ceil(room / 2)
+        assert row["labels"][-1] is None
+        assert row["num_rollouts"][-2:] == [2, 0]
+
+
+def test_first_pit_does_not_probe_where_the_prover_has_no_room(prover: ArithmeticProver) -> None:
+    """Seeds of another sampler may be longer than the prover's completions."""
+    generator = ScriptedGenerator(prover.tokenizer, lambda text, i: "1\n2\n3\n4\n#5"[len(text) - 4 :])
+    problem = Problem(0, "1+1=", tuple(prover.tokenizer("1+1=").input_ids))
+    (row,) = estimate(
+        generator,
+        [problem],
+        MonteCarloParams(1, 2, "first_pit", unfinished="wrong"),
+        reward=lambda completions, **_: [0.0] * len(completions),
+        sampling=replace(SAMPLING, max_tokens=3),
+        seed_sampling=SAMPLING,
+    )
+    assert (row["labels"], row["initial_value"]) == ([0.0], 0.0)
 
 
 def test_correct_seeds_are_measured(prover: ArithmeticProver) -> None:

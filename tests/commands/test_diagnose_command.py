@@ -235,7 +235,7 @@ def test_seeds_of_another_policy_are_noticed(job: Path) -> None:
     other = read_problems([{**row, "completions": [step + "!" for step in row["completions"]]} for row in rows])
     states, coverage = sampled_states([base, other], [Candidate(0), Candidate(1)])
     assert not states
-    assert coverage.num_unmatched == coverage.num_draws - coverage.num_unmeasured + coverage.num_unmatched
+    assert coverage.num_unmatched + coverage.num_unmeasured == coverage.num_draws
     assert coverage.num_unmatched > 0.9 * coverage.num_draws
     with pytest.raises(ValueError, match="nothing to compare"):
         diagnose(states, {}, ["base", "other"], [Candidate(0), Candidate(1)])

@@ -163,6 +163,21 @@ def test_two_files_are_compared_in_pairs(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "evaluation.svg").stat().st_size > 1000
 
 
+def test_votes_are_counted_once_for_estimates_and_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[Any]] = []
+
+    def counted(answers: list[Any]) -> list[Any]:
+        asked.append(answers)
+        return answers
+
+    monkeypatch.setattr("trl_prl.evaluation.summary.group_answers", counted)
+    rows = [{"prompt": f"p{i}", "completions": ["1", "2"], "answer": "1"} for i in range(3)]
+    files = [f"{name}={write_jsonl(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
+    results = evaluate(tmp_path / "out", samples=files, reward="tests.commands.test_evaluate_command:parity")
+    assert [entry["difference"] for entry in results["comparisons"]] == [0.0] * len(results["comparisons"])
+    assert asked == [["1", "2"]] * 6
+
+
 def test_unfinished_samples_as_wrong_and_without_them(tmp_path: Path) -> None:
     """One problem with 1 of 2 right, one with a right sample and two that were cut: 5/12 with, 3/4 without."""
     samples = [["1", "0"], ["1", "1", "1"]]

@@ -203,6 +203,16 @@ def test_finished_job_is_not_searched_again_and_others_are_refused(
     assert "another folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["beam", "best_of_n"])
+def test_samples_are_drawn_without_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def group_answers(answers: list[Any]) -> list[Any]:
+        raise AssertionError("a vote")
+
+    monkeypatch.setattr("trl_prl.search.best_of_n.group_answers", group_answers)
+    assert cli.main(options(tmp_path / "job", write_problems(tmp_path, 2), 2, method=method, ceiling=True)) == 0
+    assert results_of(tmp_path / "job")["curve"][0]["num_problems"] == 2
+
+
 def test_processes_share_a_job(tmp_path: Path) -> None:
     problems = write_problems(tmp_path, 5)
     assert cli.main(options(tmp_path / "one", problems, 2, problems_per_unit=2)) == 0
@@ -292,9 +302,11 @@ class Silent:
         return [None] * len(prompts), [[float("nan")] * len(row) for row in steps]
 
 
-def test_a_search_by_no_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["beam", "best_of_n"])
+def test_a_search_by_no_score_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     problems, silent = write_problems(tmp_path, 3), "tests.commands.test_search_command:Silent"
-    assert cli.main(options(tmp_path / "job", problems, 2, process_reward=silent)) == 0
+    changes = {"process_reward": silent, "method": method}
+    assert cli.main(options(tmp_path / "job", problems, 8, **changes)) == 0
     point = results_of(tmp_path / "job")["curve"][0]
     assert point["num_scored"] == point["num_unscored"] > 0
     number = point["num_scored"]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.planted_policies import exact_terms
+from trl_prl.diagnosis.files import warn
 from trl_prl.diagnosis.moments import (
     Candidate,
     SampledState,
@@ -21,7 +22,7 @@ from trl_prl.diagnosis.moments import (
     problem_sums,
     state_terms,
 )
-from trl_prl.diagnosis.states import read_problems
+from trl_prl.diagnosis.states import Coverage, ProblemValues, read_problems, sampled_states
 from trl_prl.diagnosis.terms import bootstrap_terms, terms_from_sums
 
 
@@ -253,6 +254,29 @@ def test_intervals_cover_the_exact_terms() -> None:
     # Without bias: the mean over data sets is within four of its standard errors.
     error = np.std(means, axis=0) / math.sqrt(len(means))
     assert (np.abs(np.mean(means, axis=0) - true) < 4 * error).all()
+
+
+def test_a_next_step_is_left_out_for_one_reason() -> None:
+    """Of ten draws two are measured by both, three not in the other file, and five measured too little by someone."""
+    draws = {"both": 2, "base only": 3, "few in the other": 1, "few in the base": 1, "other only": 1, "neither": 2}
+    counts = {"both": (4, 4), "base only": (4, None), "few in the other": (4, 1), "few in the base": (1, 4)}
+    counts |= {"other only": (None, 4), "neither": (None, None)}
+    files = []
+    for position in (0, 1):
+        problem = ProblemValues("q", {((), False): (4, 2)}, Counter({(): 10}))
+        problem.draws[()] = Counter({((name,), False): number for name, number in draws.items()})
+        for name, number in ((name, both[position]) for name, both in counts.items()):
+            if number is not None:
+                problem.counts[(name,), False] = (number, 1)
+        files.append({0: problem})
+    (state,), coverage = sampled_states(files, [Candidate(0), Candidate(1)])
+    assert state.num_draws.tolist() == [2]
+    assert coverage == Coverage(num_visits=10, num_used=10, num_unmatched=3, num_unmeasured=5, num_draws=10)
+    few = {"num_problems": 100, "effective_problems": 100.0}
+    assert warn(few, coverage, [], 1) == [
+        "3 of 10 next steps are not in every other file and are left out.",
+        "5 of 10 next steps have too few counted rollouts and are left out.",
+    ]
 
 
 def test_rows_that_are_no_collection_are_named() -> None:

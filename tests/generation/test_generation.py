@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from trl_prl.generation.sampling import (
     sample_uniforms,
     sampling_of_training,
 )
+from trl_prl.generation.vllm_engine import VLLMGenerator
 from trl_prl.types import Completion, Generator, Prompt, SamplingParams
 
 
@@ -156,6 +158,14 @@ def test_limit_of_a_prompt_and_of_the_model(generator: TransformersGenerator, pr
     assert all(len(c.token_ids) <= 2 for c in generator.generate([almost_full], params)[0])
     with pytest.raises(ValueError, match="512 positions"):
         generator.generate([Prompt((5,) * 512)], params)
+
+
+def test_positions_of_the_model_are_known_where_the_engine_says_them(generator: TransformersGenerator) -> None:
+    assert generator.max_length == 512
+    engine = SimpleNamespace(get_tokenizer=lambda: generator.tokenizer)
+    assert VLLMGenerator(engine).max_length is None
+    engine.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=96))
+    assert VLLMGenerator(engine).max_length == 96
 
 
 def test_no_prompts(generator: TransformersGenerator) -> None:

@@ -179,6 +179,7 @@ def test_prefixes_are_shared(prompts: list[Prompt]) -> None:
     """The blocks of a prefix are computed once for all of its samples, and once for all that begin with it."""
     # A new engine: vLLM's counters are those of the one that was made last.
     engine = vllm_generator(arithmetic_policy_path(), max_model_len=96)
+    assert engine.max_length == 96
 
     def hits() -> int:
         return next(metric.value for metric in engine.llm.get_metrics() if metric.name == "vllm:prefix_cache_hits")

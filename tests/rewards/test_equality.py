@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -293,6 +294,19 @@ def test_votes_count_equal_answers_together() -> None:
         "9^{9^{9^8}}",
     ]
     assert time.monotonic() - begun < 5
+
+
+def test_votes_go_on_where_math_verify_is_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Formulas are then equal if their text is; numbers need no math-verify."""
+    monkeypatch.setitem(sys.modules, "math_verify.errors", None)
+    answers = [r"3\sqrt{3}", r"\sqrt{27}", r"3 \sqrt 3", "1/4", "0.25"]
+    with caplog.at_level("WARNING"):
+        assert group_answers(answers) == [r"3\sqrt{3}", r"\sqrt{27}", r"3\sqrt{3}", "1/4", "1/4"]
+    assert "'math-verify', which is not installed" in caplog.text
+    with pytest.raises(ImportError, match="math_verify"):
+        answers_equal(answers[0], answers[1])
 
 
 def test_a_comparison_that_takes_too_long_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.hostile_answers import HANG, hostile_answers
@@ -228,6 +229,15 @@ def test_answer_is_not_a_substring() -> None:
         1,
         1,
     ]
+
+
+def test_a_missing_right_answer_is_not_checked() -> None:
+    """Also where the completion says `None` or `nan`."""
+    missing = [None, float("nan"), np.float32("nan"), np.array(float("nan")), "", " "]
+    for text in ("None", "nan", "12", "no answer here"):
+        completions = [rf"\boxed{{{text}}}"] * 6
+        assert exact_match_reward(completions, answer=missing) == [None] * 6
+    assert exact_match_reward([r"\boxed{nan}", "none"], answer=["nan", "none"]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

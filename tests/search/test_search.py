@@ -13,7 +13,15 @@ import pytest
 
 from tests.benchmarks.arithmetic.prover import ArithmeticProcessReward
 from tests.benchmarks.arithmetic.task import read_answer
-from tests.searching import StepScript, TableReward, arithmetic_generator, arithmetic_search_problems, line_search
+from tests.provers import few_positions
+from tests.searching import (
+    PieceTable,
+    StepScript,
+    TableReward,
+    arithmetic_generator,
+    arithmetic_search_problems,
+    line_search,
+)
 from trl_prl.generation.rollouts import Problem
 from trl_prl.metrics.aggregation import aggregate_step_values
 from trl_prl.search.beams import beam_search, dvts
@@ -24,6 +32,8 @@ from trl_prl.search.scoring import EffectiveReward, score_solutions
 from trl_prl.search.step_sampler import StepRequest, StepSample, StepSampler
 from trl_prl.search.step_search import SearchLimits
 from trl_prl.steps.split import step_ends
+from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter
+from trl_prl.types import Completion, SamplingParams
 
 
 SEARCHES: dict[str, Any] = {
@@ -95,6 +105,19 @@ def test_only_finished_candidates_are_chosen(name: str) -> None:
             assert result.answer.finished
             assert result.answer.value == max(candidate.value for candidate in finished)
         assert all(len(candidate.token_ids) <= 11 for candidate in result.candidates)
+
+
+@pytest.mark.parametrize("name", ["beam", "dvts", "rejection"])
+@pytest.mark.parametrize("step_length", [1, 2])
+def test_a_completion_ends_where_the_models_positions_do(name: str, step_length: int) -> None:
+    generator = few_positions(24)
+    problem = Problem(0, "Add", tuple(generator.tokenizer("Add 1 + 2.").input_ids))
+    setting = {**line_search(generator, 32), "splitter": FixedLengthSplitter(step_length)}
+    (result,) = search(name, [problem], TableReward({}), **setting)
+    room = 24 - len(problem.prompt_ids)
+    cut = [candidate for candidate in result.candidates if not candidate.finished]
+    assert cut
+    assert {(candidate.end_reason, len(candidate.token_ids)) for candidate in cut} == {("length", room)}
 
 
 def limited(max_tokens: int) -> dict[str, Any]:
@@ -318,6 +341,28 @@ def test_duplicates_are_one_node_with_their_places() -> None:
     assert len(generator.prompts) == 3
 
 
+def test_a_merged_node_goes_on_from_the_sample_that_has_room() -> None:
+    """The same text in two tokens, which is the limit, and in one."""
+    pieces: Any = PieceTable([b"a", b"\n", b"a\n"])
+
+    class Spellings:
+        def generate(self, prompts: Any, params: Any) -> Any:
+            drawn = [[(1, 2), (3,)] if len(prompt.token_ids) == 1 else [(0,)] * params.n for prompt in prompts]
+            return [[Completion(ids, "", "stop" if ids[-1] else "eos") for ids in row] for row in drawn]
+
+    setting: Any = {
+        "splitter": DelimiterSplitter("\n"),
+        "token_pieces": pieces,
+        "sampling": SamplingParams(max_tokens=2),
+    }
+    reward = EffectiveReward(TableReward({}), alpha=0.0)
+    given = {"beam_size": 1, "expansions": 2, "keep_tree": True, **setting}
+    (result,) = beam_search([Problem(0, "p", (1,))], Spellings(), reward, **given)
+    assert [(candidate.token_ids, candidate.end_reason) for candidate in result.candidates] == [((3, 0), "eos")]
+    assert result.tree is not None
+    assert [(node["count"], node["end"]) for node in result.tree[1:]] == [(2, None), (2, "eos")]
+
+
 @pytest.mark.parametrize(("size", "alpha"), [(3, 0.0), (6, 0.5)])
 def test_merging_changes_nothing_but_the_cost(size: int, alpha: float) -> None:
     """The search equals one that keeps every duplicate as an element of its own."""
@@ -368,6 +413,17 @@ def test_unscored_candidates_rank_last_and_are_counted() -> None:
         result = scripted(beam_search, table, {"1\n": unknown, "2\n": 0.0, "3\n": unknown}, beam_size=1, expansions=3)
         assert [candidate.text for candidate in result.candidates] == ["2\n#2"]
         assert result.cost.num_unscored == 2
+
+
+def test_equal_samples_without_a_score_are_one_text_without_it() -> None:
+    table = {"": ["#1", "#1", "#1", "#2"]}
+    generator, reward = StepScript(table), TableReward({"#1": None, "#2": 0.5})
+    (result,) = best_of_n_search([generator.problem()], process_reward=reward, n=4, **line_search(generator))
+    cost = result.cost
+    assert (cost.num_samples, cost.num_scored, cost.num_unscored, result.chosen) == (4, 2, 1, 3)
+    assert cost.num_scored_tokens == sum(
+        len(generator.problem().prompt_ids) + len(result.candidates[k].token_ids) for k in (0, 3)
+    )
 
 
 def test_limits_end_the_search_and_flag_what_is_unfinished() -> None:
@@ -484,6 +540,18 @@ def test_majority_needs_no_process_reward_and_unfinished_ones_have_no_vote() -> 
         if result.answer is not None and counted:
             most = max(map(counted.count, counted))
             assert counted.count(read_answer(result.answer.text)) == most
+
+
+@pytest.mark.parametrize("reward", [None, ArithmeticProcessReward()])
+def test_no_choice_takes_no_vote(reward: Any) -> None:
+    problems, setting = arithmetic_search_problems(2), line_search(arithmetic_generator())
+    given: dict[str, Any] = {"process_reward": reward, "n": 4, **setting}
+    chosen = {"choice": "majority_vote", "answer_of": read_answer} if reward is None else {}
+    for plain, voted in zip(
+        best_of_n_search(problems, choice=None, **given), best_of_n_search(problems, **chosen, **given), strict=True
+    ):
+        assert plain.chosen is None
+        assert [candidate.as_dict() for candidate in plain.candidates] == [c.as_dict() for c in voted.candidates]
 
 
 def test_pav_as_an_outcome_reward_model_scores_the_last_step_by_effective_reward() -> None:

@@ -69,7 +69,7 @@ def find_pits(
         traces (`Sequence[Trace]`):
             Wrong seeds.
         n_probe (`int`):
-            Rollouts per probe.
+            Rollouts per probe; none where the prover has no room left for a token.
         probes (`dict[Prefix, list[Rollout]]`):
             Probes so far; new ones are added.
 
@@ -81,7 +81,9 @@ def find_pits(
     while open_traces := [k for k in low if high[k] - low[k] > 1]:
         middles = {k: traces[k].key((low[k] + high[k]) // 2) for k in open_traces}
         new = [p for p in dict.fromkeys(middles.values()) if p not in probes]
-        probes.update(zip(new, roller.draw(new, n_probe, "probe"), strict=True))
+        room = [prefix for prefix in new if roller.has_room(prefix)]
+        probes.update((prefix, []) for prefix in new)
+        probes.update(zip(room, roller.draw(room, n_probe, "probe"), strict=True))
         for k, prefix in middles.items():
             side = low if any(rollout.correct for rollout in probes[prefix]) else high
             side[k] = (low[k] + high[k]) // 2

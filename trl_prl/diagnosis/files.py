@@ -162,11 +162,12 @@ def warn(result: Mapping[str, Any], coverage: Coverage, left_out: Sequence[Candi
             "the policy's values hardly vary on the others: intervals are too narrow then. Collect more problems, "
             "or easier ones."
         )
-    if coverage.num_unmeasured:
-        warnings.append(
-            f"{coverage.num_unmeasured} of {coverage.num_draws} next steps have too few counted rollouts and are left "
-            "out."
-        )
+    for number, why in (
+        (coverage.num_unmatched, "are not in every other file"),
+        (coverage.num_unmeasured, "have too few counted rollouts"),
+    ):
+        if number:
+            warnings.append(f"{number} of {coverage.num_draws} next steps {why} and are left out.")
     if left_out:
         ks = ", ".join(str(k) for k in sorted({candidate.k for candidate in left_out}))
         warnings.append(f"K = {ks} left out for some prover: it needs n_mc of at least 2 K (and K >= 1).")

@@ -58,7 +58,7 @@ class Coverage:
         num_unmatched (`int`):
             Measured next steps of the base policy that another prover's file has not.
         num_unmeasured (`int`):
-            Sampled next steps without enough counted rollouts.
+            The other sampled next steps without enough counted rollouts.
         num_draws (`int`):
             All sampled next steps.
     """
@@ -143,8 +143,9 @@ def sampled_states(
             for action in draws:
                 counts = [p.counts.get(action) if p is not None else None for p in (problem, *others)]
                 found = [c for c in counts if c is not None]
-                numbers["unmatched"] += draws[action] * (counts[0] is not None and len(found) < len(counts))
-                if len(found) == len(counts) and all(
+                if counts[0] is not None and len(found) < len(counts):
+                    numbers["unmatched"] += draws[action]
+                elif len(found) == len(counts) and all(
                     c[0] == 0 or c[0] >= least for c, least in zip(found, needed, strict=True)
                 ):
                     measured.append((draws[action], found))

@@ -11,10 +11,12 @@ from typing import Any
 
 from trl_prl.metrics.resampling import bootstrap_interval, holm_adjusted, mcnemar_test, permutation_test
 
-from .summary import Row, SummaryParams, problem_values
+from .summary import Row, SummaryParams, Values, problem_values
 
 
-def compare(models: Mapping[str, Sequence[Row]], params: SummaryParams) -> list[dict[str, Any]]:
+def compare(
+    models: Mapping[str, Sequence[Row]], params: SummaryParams, values: Mapping[str, Values] | None = None
+) -> list[dict[str, Any]]:
     """Paired tests of every pair of models on the problems that both have.
 
     Problems are the same if their prompts are; of equal prompts the first of one model is that of the other. Where
@@ -26,6 +28,8 @@ def compare(models: Mapping[str, Sequence[Row]], params: SummaryParams) -> list[
             Rows of each model.
         params ([`SummaryParams`]):
             What to compare.
+        values (`Mapping[str, Mapping]`, *optional*):
+            [`problem_values`] of each model's rows, where they are known already.
 
     Returns:
         `list[dict]`: One per metric and pair, with `metric`, `before` and `after` (models, in the order given),
@@ -35,16 +39,16 @@ def compare(models: Mapping[str, Sequence[Row]], params: SummaryParams) -> list[
     Raises:
         `ValueError`: If two models have no problem in common.
     """
+    if values is None:
+        values = {name: problem_values(rows, params) for name, rows in models.items()}
+    keys = {name: _keys(rows) for name, rows in models.items()}
     keyed = {
-        name: {
-            metric: dict(zip(_keys(rows), values, strict=True))
-            for metric, values in problem_values(rows, params).items()
-        }
-        for name, rows in models.items()
+        name: {metric: dict(zip(keys[name], found, strict=True)) for metric, found in values[name].items()}
+        for name in models
     }
     by_metric: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for before, after in combinations(models, 2):
-        if not set(_keys(models[before])) & set(_keys(models[after])):
+        if not set(keys[before]) & set(keys[after]):
             raise ValueError(
                 f"{before} and {after} have no prompt in common, so nothing of them can be compared in pairs. "
                 "Evaluate them on the same problems, or apart."

@@ -17,7 +17,7 @@ from trl_prl.storage.row_files import write_rows
 
 from .comparison import compare
 from .config import EvaluateConfig
-from .summary import summarise
+from .summary import problem_values, summarise
 
 
 RESULTS_FILE = "evaluation.json"
@@ -49,6 +49,8 @@ def write_results(
     folder = Path(config.output_dir)
     most_samples = max((len(row["samples"]) for model in rows.values() for row in model), default=1)
     params = config.summary(most_samples)
+    # Once, as votes may compare many formulas.
+    values = {name: problem_values(model, params) for name, model in rows.items()}
     results = {
         "kind": "evaluation",
         "format_version": FORMAT_VERSION,
@@ -57,10 +59,10 @@ def write_results(
         ),
         "estimators": ESTIMATORS,
         "models": [
-            {"name": name, "path": mask_secrets(paths[name]), **summarise(model, params)}
+            {"name": name, "path": mask_secrets(paths[name]), **summarise(model, params, values[name])}
             for name, model in rows.items()
         ],
-        "comparisons": compare(rows, params) if len(rows) > 1 else [],
+        "comparisons": compare(rows, params, values) if len(rows) > 1 else [],
         "problems_file": PROBLEMS_FILE,
     }
     with write_rows(folder / PROBLEMS_FILE) as write:

@@ -20,6 +20,8 @@ from trl_prl.rewards.equality import group_answers
 
 
 Row = Mapping[str, Any]
+Values = Mapping[str, Sequence[float | None]]
+"""What [`problem_values`] returns: for each metric one value per row."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _counted(row: Row, aggregations: Sequence[Aggregation]) -> _Counted:
     return _Counted([s["correct"] for s in samples], group_answers([s["answer"] for s in samples]), scores)
 
 
-def summarise(rows: Sequence[Row], params: SummaryParams) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], params: SummaryParams, values: Values | None = None) -> dict[str, Any]:
     """Estimates of one model, for all problems and per group.
 
     Args:
@@ -148,6 +150,8 @@ def summarise(rows: Sequence[Row], params: SummaryParams) -> dict[str, Any]:
             Rows of one model.
         params ([`SummaryParams`]):
             What to estimate.
+        values (`Mapping`, *optional*):
+            [`problem_values`] of the rows, where they are known already.
 
     Returns:
         `dict`: `num_problems`, `num_samples`, `num_counted`, `num_unfinished`, `num_unchecked`, `num_without_answer`,
@@ -156,7 +160,7 @@ def summarise(rows: Sequence[Row], params: SummaryParams) -> dict[str, Any]:
         correct if those that do not count are all wrong, or all right; `metrics`; and `groups`, by column and value,
         each with `num_problems` and `metrics`. What is defined for no problem is left out.
     """
-    values = problem_values(rows, params)
+    values = problem_values(rows, params) if values is None else values
     samples = [sample for row in rows for sample in row["samples"]]
     num_unknown = sum(sample["correct"] is None for sample in samples)
     num_correct = sum(sample["correct"] is True for sample in samples)
@@ -205,7 +209,7 @@ def _avg_by_unfinished(rows: Sequence[Row], params: SummaryParams) -> dict[str, 
     return {way: {**found, "num_samples": num_samples[way]} for way, found in _estimates(ways, params).items()}
 
 
-def _estimates(values: Mapping[str, Sequence[float | None]], params: SummaryParams) -> dict[str, Any]:
+def _estimates(values: Values, params: SummaryParams) -> dict[str, Any]:
     """The estimate of each metric that some problem has."""
     found = {name: [value for value in metric if value is not None] for name, metric in values.items()}
     return {name: estimate(known, params) for name, known in found.items() if known}

@@ -84,7 +84,7 @@ class TransformersGenerator:
         base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
         self._accepts = set(inspect.signature(base.forward).parameters)
         config = model.config.get_text_config()
-        self._max_length = getattr(config, "max_position_embeddings", None)
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self._eos_ids = _eos_ids(model, self.tokenizer)
 
     @classmethod
@@ -179,13 +179,13 @@ class TransformersGenerator:
 
     def _limit(self, prompt: Prompt, params: SamplingParams) -> int:
         limit = prompt.max_tokens or params.max_tokens
-        if self._max_length is None:
+        if self.max_length is None:
             return limit
-        room = self._max_length - len(prompt.token_ids)
+        room = self.max_length - len(prompt.token_ids)
         if room < 1:
             raise ValueError(
                 f"The prompt with key {prompt.key!r} has {len(prompt.token_ids)} tokens, but the model has "
-                f"{self._max_length} positions, so it cannot write one more. Leave the prompt out or shorten it."
+                f"{self.max_length} positions, so it cannot write one more. Leave the prompt out or shorten it."
             )
         return min(limit, room)
 

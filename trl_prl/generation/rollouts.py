@@ -14,7 +14,7 @@ from trl_prl.rewards.outcomes import check_rewards
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Generator, OutcomeReward, Prompt, SamplingParams
 
-from .sampling import draw
+from .sampling import completion_limit, draw
 from .tallies import Rollout, Spending, Tally, Unfinished
 
 
@@ -76,8 +76,10 @@ class Roller:
     spending: Spending = field(default_factory=Spending)
 
     def has_room(self, prefix: Prefix) -> bool:
-        """Whether there is room for a token after a prefix."""
-        return len(prefix[1]) < self.params.max_tokens
+        """Whether there is room for a token after a prefix, within `max_tokens` and the positions of the model."""
+        i, ids = prefix
+        num_prompt_tokens = len(self.problems[i].prompt_ids)
+        return len(ids) < completion_limit(self.generator, num_prompt_tokens, self.params.max_tokens)
 
     def draw(self, prefixes: Sequence[Prefix], n: int, label: str) -> list[list[Rollout]]:
         """Draw rollouts from prefixes.

@@ -89,6 +89,24 @@ def sampling_of_training(args: Any, **changes: Any) -> SamplingParams:
     return SamplingParams(**{**fields, **{name: value for name, value in changes.items() if value is not None}})
 
 
+def completion_limit(generator: Generator, num_prompt_tokens: int, max_tokens: int) -> int:
+    """Most tokens that a completion can have.
+
+    Args:
+        generator ([`Generator`]):
+            Any engine; one that has no `max_length` is taken to have room.
+        num_prompt_tokens (`int`):
+            Tokens of the prompt.
+        max_tokens (`int`):
+            Most tokens that were asked for.
+
+    Returns:
+        `int`: `max_tokens`, or the positions that the prompt leaves if these are fewer; at most 0 if it leaves none.
+    """
+    max_length = getattr(generator, "max_length", None)
+    return max_tokens if max_length is None else min(max_tokens, max_length - num_prompt_tokens)
+
+
 def sample_uniforms(seed: int, key: str, sample: int, length: int) -> np.ndarray:
     """Stream of uniform numbers of one sample.
 

@@ -38,6 +38,9 @@ class VLLMGenerator:
         self.llm = _engine(model, llm_kwargs) if isinstance(model, str) else model
         self.tokenizer = self.llm.get_tokenizer()
         self._pieces = TokenPieces(self.tokenizer)
+        # An engine of another release, or one that stands for it, may not say.
+        config = getattr(getattr(self.llm, "llm_engine", None), "model_config", None)
+        self.max_length: int | None = getattr(config, "max_model_len", None)
 
     def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[list[Completion]]:
         """Sample continuations, as [`Generator`] says."""

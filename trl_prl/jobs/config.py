@@ -226,7 +226,7 @@ class JobConfig(EngineOptions, PromptOptions):
         return False
 
     def process(self) -> tuple[int, int]:
-        """Number of this process and of all, by the options or by `accelerate launch`, `torchrun` or `mpirun`."""
+        """Number of this process and of all, by the options or by `accelerate launch` or `torchrun`."""
         index = os.environ.get("RANK", "0") if self.process_index is None else self.process_index
         number = os.environ.get("WORLD_SIZE", "1") if self.num_processes is None else self.num_processes
         return int(index), int(number)

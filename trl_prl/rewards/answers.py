@@ -80,7 +80,7 @@ def right_answer(entry: Any) -> str | None:
         answers = [right_answer(part) for part in entry]
         # A comma and a space, as commas alone also group digits.
         return None if not answers or None in answers else ", ".join(map(str, answers))
-    if entry is None or entry != entry:
+    if _is_missing(entry):
         return None
     text = str(entry).strip()
     if re.search(r"\\(?:f?boxed|fbox)\s*\{|####|</think>", text):
@@ -90,19 +90,27 @@ def right_answer(entry: Any) -> str | None:
     return text or None
 
 
-def exact_match_reward(completions: list[Any], answer: list[Any], **columns: Any) -> list[float]:
+def _is_missing(entry: Any) -> bool:
+    """Whether a data set gives nothing: `None`, or NaN of any kind."""
+    value = entry.tolist() if hasattr(entry, "tolist") else entry
+    return value is None or value != value
+
+
+def exact_match_reward(completions: list[Any], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Outcome reward in TRL's signature: is the final answer of the completion, letter by letter, the right one?
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
             Completions as text or as messages; [`final_answer`] says what their answers are.
         answer (`list`):
-            Right answers; numbers are compared as they are written.
+            Right answers; numbers are compared as they are written. `None`, NaN or no text where there is none.
         **columns:
             Not used.
 
     Returns:
-        `list[float]`: 1.0 or 0.0 per completion; 0.0 for one without an answer.
+        `list[float | None]`: 1.0 or 0.0 per completion, 0.0 for one without an answer; `None` where there is no right
+        answer.
     """
     answers = [final_answer(final_text(completion)) for completion in completions]
-    return [float(found == str(wanted).strip()) for found, wanted in zip(answers, answer, strict=True)]
+    texts = ["" if _is_missing(wanted) else str(wanted).strip() for wanted in answer]
+    return [float(found == text) if text else None for found, text in zip(answers, texts, strict=True)]

@@ -14,6 +14,8 @@ from .numbers import Number, parse_number
 from .parts import closing_place, parse_parts, split_outside
 
 
+logger = logging.getLogger(__name__)
+
 # For one comparison by math-verify, as long as TRL gives it.
 _SECONDS = 5
 # Relative difference of constants that are equal, and of those of which one is rounded to six decimals.
@@ -67,7 +69,8 @@ def group_answers(answers: Sequence[Any]) -> list[Any]:
             Final answers; those that are no text, such as `None` for no answer, stay what they are.
 
     Returns:
-        `list`: For each answer the first one that it equals.
+        `list`: For each answer the first one that it equals. Where math-verify is missing, a formula equals those with
+        its text, and a warning says so.
     """
     names: dict[Any, Any] = {}
     for answer in answers:
@@ -89,6 +92,17 @@ def _same_vote(first: Any, second: Any) -> bool:
         return answers_equal(first, second)
     except NotChecked:
         return False
+    except ImportError:  # their texts are different, or nothing would have been imported
+        _warn_of_votes_by_text()
+        return False
+
+
+@functools.cache
+def _warn_of_votes_by_text() -> None:
+    logger.warning(
+        "Votes compare formulas with the package 'math-verify', which is not installed, so that formulas written in "
+        "two ways are two answers. Install it with `pip install 'trl-prl[math]'` to count them as one."
+    )
 
 
 @functools.lru_cache(maxsize=1 << 14)

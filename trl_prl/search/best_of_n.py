@@ -34,7 +34,7 @@ def best_of_n_search(
     sampling: SamplingParams,
     *,
     n: int = 4,
-    choice: Choice = "best_of_n",
+    choice: Choice | None = "best_of_n",
     aggregation: Aggregation = "last",
     temperature: float = 0.1,
     answer_of: AnswerOf | None = None,
@@ -50,11 +50,11 @@ def best_of_n_search(
         problems (`Sequence[Problem]`):
             As in [`beam_search`], like all that is not listed here.
         process_reward ([`ProcessReward`] or [`EffectiveReward`], *optional*):
-            What scores. Majority votes need none.
+            What scores. Majority votes, and no choice, need none.
         n (`int`, *optional*, defaults to `4`):
             Completions per problem.
         choice (`str`, *optional*, defaults to `"best_of_n"`):
-            `"best_of_n"`, `"majority_vote"` or `"weighted_vote"`, whose weights are the scores.
+            `"best_of_n"`, `"majority_vote"`, `"weighted_vote"` (its weights are the scores), or `None` for no choice.
         aggregation (`str`, *optional*, defaults to `"last"`), temperature (`float`, *optional*, defaults to `0.1`):
             As in [`aggregate_step_values`].
         answer_of (`Callable`, *optional*):
@@ -73,22 +73,53 @@ def best_of_n_search(
     began = time.monotonic()
     prompts = [Prompt(problem.prompt_ids, key=f"{problem.row}/sample/{ids_digest(())}") for problem in problems]
     drawn = draw(generator, prompts, replace(sampling, n=n))
-    costs = [SearchCost() for _ in problems]
-    groups = _candidates(problems, drawn, reward, splitter, token_pieces, costs, aggregation, temperature)
-    seconds = time.monotonic() - began
-    for cost, row, prompt in zip(costs, drawn, prompts, strict=True):
-        cost.num_samples = n
-        cost.num_generated_tokens = sum(len(completion.token_ids) for completion in row)
-        cost.num_prompt_tokens = len(prompt.token_ids)
-        cost.seconds = seconds / len(problems)
+    groups = _candidates(problems, drawn, reward, splitter, token_pieces, aggregation, temperature)
+    seconds = (time.monotonic() - began) / max(len(problems), 1)
+    num_passes = 0 if reward is None else reward.num_passes
     return [
-        SearchResult(problem.row, tuple(group), choose(group, choice, answer_of), cost)
-        for problem, group, cost in zip(problems, groups, costs, strict=True)
+        SearchResult(
+            problem.row,
+            tuple(group),
+            choose(group, choice, answer_of),
+            cost_of_samples(group, len(problem.prompt_ids), num_passes, seconds),
+        )
+        for problem, group in zip(problems, groups, strict=True)
     ]
 
 
+def cost_of_samples(
+    candidates: Sequence[Candidate], num_prompt_tokens: int, num_passes: int, seconds: float
+) -> SearchCost:
+    """What whole completions of one problem cost.
+
+    Args:
+        candidates (`Sequence[Candidate]`):
+            The samples; equal texts are scored once, and unfinished ones never.
+        num_prompt_tokens (`int`):
+            Tokens of the prompt.
+        num_passes (`int`):
+            Process rewards that each text is given to.
+        seconds (`float`):
+            Their share of the wall time.
+
+    Returns:
+        [`SearchCost`]: The cost.
+    """
+    # Of equal texts, the tokens of the first.
+    scored = [*{c.steps: c for c in reversed(candidates) if c.finished}.values()] if num_passes else []
+    return SearchCost(
+        num_generated_tokens=sum(len(candidate.token_ids) for candidate in candidates),
+        num_prompt_tokens=num_prompt_tokens,
+        num_scored_tokens=num_passes * sum(num_prompt_tokens + len(candidate.token_ids) for candidate in scored),
+        num_samples=len(candidates),
+        num_scored=len(scored),
+        num_unscored=sum(math.isnan(candidate.score) for candidate in scored),
+        seconds=seconds,
+    )
+
+
 def choose(
-    candidates: Sequence[Candidate], choice: Choice = "best_of_n", answer_of: AnswerOf | None = None
+    candidates: Sequence[Candidate], choice: Choice | None = "best_of_n", answer_of: AnswerOf | None = None
 ) -> int | None:
     """Choose one of the candidates that finished.
 
@@ -101,14 +132,14 @@ def choose(
             As in [`best_of_n_search`].
 
     Returns:
-        `int`, *optional*: Index; `None` if none of them finished.
+        `int`, *optional*: Index; `None` if none of them finished, or there is no choice.
 
     Raises:
         `ValueError`: If a vote has no `answer_of`.
     """
     _check_choice(choice, True, answer_of)
     finished = [k for k, candidate in enumerate(candidates) if candidate.finished]
-    if not finished:
+    if not finished or choice is None:
         return None
     scores = [candidates[k].score for k in finished]
     if answer_of is None or choice == "best_of_n":
@@ -117,7 +148,9 @@ def choose(
     return finished[majority_vote(answers) if choice == "majority_vote" else weighted_vote(answers, scores)]
 
 
-def _check_choice(choice: str, has_reward: bool, answer_of: AnswerOf | None) -> None:
+def _check_choice(choice: str | None, has_reward: bool, answer_of: AnswerOf | None) -> None:
+    if choice is None:
+        return
     if choice not in get_args(Choice):
         raise ValueError(f"Got choice={choice!r}. There is no such rule. Use one of {', '.join(get_args(Choice))}.")
     if choice != "majority_vote" and not has_reward:
@@ -135,7 +168,6 @@ def _candidates(
     reward: EffectiveReward | None,
     splitter: StepSplitter,
     token_pieces: TokenPieces,
-    costs: Sequence[SearchCost],
     aggregation: Aggregation,
     temperature: float,
 ) -> list[list[Candidate]]:
@@ -149,12 +181,9 @@ def _candidates(
         )
         for (_, completion), row_ends in zip(flat, ends, strict=True)
     ]
-    distinct: dict[tuple[int, tuple[str, ...]], Completion] = {}
-    for (i, completion), texts in zip(flat, steps, strict=True):
-        if completion.finished and reward is not None:
-            distinct.setdefault((i, texts), completion)
     found: dict[tuple[int, tuple[str, ...]], ScoredSteps] = {}
     if reward is not None:
+        distinct = dict.fromkeys((i, texts) for (i, c), texts in zip(flat, steps, strict=True) if c.finished)
         owners = [problems[i] for i, _ in distinct]
         scored = score_solutions(reward, owners, [texts for _, texts in distinct], [True] * len(distinct))
         found = dict(zip(distinct, scored, strict=True))
@@ -167,12 +196,4 @@ def _candidates(
             scores = ScoredSteps(unknown, unknown, unknown)
         score = aggregate_step_values(scores.scores, aggregation, temperature)
         groups[i].append(Candidate(completion.token_ids, texts, end, scores.values, scores.advantages, score))
-    num_passes = 0 if reward is None else reward.num_passes
-    for (i, _), completion in distinct.items():
-        costs[i].num_scored += 1
-        costs[i].num_scored_tokens += (len(problems[i].prompt_ids) + len(completion.token_ids)) * num_passes
-    for cost, group in zip(costs, groups, strict=True):
-        cost.num_unscored = sum(
-            candidate.finished and reward is not None and math.isnan(candidate.score) for candidate in group
-        )
     return groups

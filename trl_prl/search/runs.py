@@ -17,10 +17,10 @@ from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.types import Generator, OutcomeReward, ProcessReward
 
 from .beams import beam_search, dvts
-from .best_of_n import best_of_n_search, choose
+from .best_of_n import best_of_n_search, choose, cost_of_samples
 from .config import SearchConfig
 from .rejection import step_rejection
-from .results import Candidate, SearchCost, SearchResult
+from .results import Candidate, SearchResult
 from .scoring import EffectiveReward
 
 
@@ -110,32 +110,23 @@ class Searcher:
         return rows
 
     def _samples(self, problems: list[Problem], n: int, scored: bool) -> list[SearchResult]:
-        # Majority votes stand for no choice at all here: it is made for every n from the same samples.
+        # The choice is made for every n from the same samples.
         return best_of_n_search(
             problems,
             process_reward=self.effective if scored else None,
             n=n,
-            choice="majority_vote",
+            choice=None,
             aggregation=self.config.aggregation,
             temperature=self.config.aggregation_temperature,
-            answer_of=self.answer_of,
             **self.setting,
         )
 
     def _first(self, result: SearchResult, problem: Problem, n: int) -> SearchResult:
         """What a search with the first n samples would have found, and its cost."""
-        candidates, cost = result.candidates[:n], result.cost
+        candidates = result.candidates[:n]
         passes = 0 if self.effective is None else self.effective.num_passes
-        scored = {c.steps: len(problem.prompt_ids) + len(c.token_ids) for c in candidates[::-1] if c.finished}
-        part = SearchCost(
-            num_generated_tokens=sum(len(candidate.token_ids) for candidate in candidates),
-            num_prompt_tokens=cost.num_prompt_tokens,
-            num_scored_tokens=passes * sum(scored.values()),
-            num_samples=len(candidates),
-            num_scored=len(scored) if passes else 0,
-            num_unscored=sum(c.finished and c.score != c.score for c in candidates) if passes else 0,
-            seconds=cost.seconds * len(candidates) / len(result.candidates),
-        )
+        seconds = result.cost.seconds * len(candidates) / len(result.candidates)
+        part = cost_of_samples(candidates, len(problem.prompt_ids), passes, seconds)
         method: Any = self.config.method
         return SearchResult(result.row, candidates, choose(candidates, method, self.answer_of), part)
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from trl_prl.generation.rollouts import Problem, ids_digest
-from trl_prl.generation.sampling import draw
+from trl_prl.generation.sampling import completion_limit, draw
 from trl_prl.steps.split import MarkdownSplitter, SentenceSplitter, step_ends
 from trl_prl.steps.splitters import DelimiterSplitter, FixedLengthSplitter
 from trl_prl.steps.token_pieces import TokenPieces
@@ -155,7 +155,7 @@ class StepSampler:
             for k, prompt, row in zip(positions, prompts, self._generate(prompts, n), strict=True):
                 samples[k][0].num_prompt_tokens += len(prompt.token_ids)
                 for i, (sample, completion) in enumerate(zip(samples[k], row, strict=True)):
-                    self._append(sample, completion)
+                    self._append(requests[k], sample, completion)
                     open_samples.append((requests[k], i, sample))
         number = 0
         while open_samples := self._cut(open_samples):
@@ -165,9 +165,10 @@ class StepSampler:
                 self._prompt(request, sample.ids, f"/{i}+{number}", ids_digest(request.ids))
                 for request, i, sample in open_samples
             ]
-            for (*_, sample), prompt, row in zip(open_samples, prompts, self._generate(prompts, 1), strict=True):
+            drawn = self._generate(prompts, 1)
+            for (request, _, sample), prompt, row in zip(open_samples, prompts, drawn, strict=True):
                 sample.num_prompt_tokens += len(prompt.token_ids)
-                self._append(sample, row[0])
+                self._append(request, sample, row[0])
         return samples
 
     def _prompt(self, request: StepRequest, ids: tuple[int, ...], suffix: str, digest: str | None = None) -> Prompt:
@@ -179,6 +180,10 @@ class StepSampler:
             max_tokens=min(room, self._chunk(len(ids))),
         )
 
+    def _limit(self, request: StepRequest) -> int:
+        """Most tokens of a completion."""
+        return completion_limit(self.generator, len(request.problem.prompt_ids), self.sampling.max_tokens)
+
     def _chunk(self, num_tokens: int) -> int:
         """Tokens to sample before the splitter looks."""
         if isinstance(self.splitter, FixedLengthSplitter):
@@ -189,17 +194,15 @@ class StepSampler:
         stop = tuple(dict.fromkeys((*self._stop, *self.sampling.stop)))
         return draw(self.generator, prompts, replace(self.sampling, n=n, stop=stop))
 
-    def _append(self, sample: StepSample, completion: Completion) -> None:
+    def _append(self, request: StepRequest, sample: StepSample, completion: Completion) -> None:
         asked = min(self.sampling.max_tokens - len(sample.ids), self._chunk(len(sample.ids)))
         sample.ids = (*sample.ids, *completion.token_ids)
         sample.num_generated_tokens += len(completion.token_ids)
         sample.end = None
         if completion.finish_reason != "length":
             sample.end = completion.finish_reason
-        elif len(sample.ids) >= self.sampling.max_tokens or len(completion.token_ids) < (
-            1 if self._sends_text else asked
-        ):
-            # The second: the engine has no position left.
+        elif len(sample.ids) >= self._limit(request) or len(completion.token_ids) < (1 if self._sends_text else asked):
+            # The second: the engine has no position left, and did not say how many it has.
             sample.end = "length"
 
     def _cut(self, samples: list[tuple[StepRequest, int, StepSample]]) -> list[tuple[StepRequest, int, StepSample]]:
@@ -208,10 +211,10 @@ class StepSampler:
         return [
             (request, i, sample)
             for (request, i, sample), row_ends in zip(samples, ends, strict=True)
-            if not self._cut_one(len(request.ids), sample, row_ends)
+            if not self._cut_one(len(request.ids), sample, row_ends, self._limit(request))
         ]
 
-    def _cut_one(self, start: int, sample: StepSample, ends: list[int]) -> bool:
+    def _cut_one(self, start: int, sample: StepSample, ends: list[int], limit: int) -> bool:
         """Cut one sample, and say whether its step has ended."""
         text, byte_ends = self.token_pieces.join(sample.ids)
         begin = int(byte_ends[start - 1]) if start else 0
@@ -225,10 +228,10 @@ class StepSampler:
             return True
         if step_end < length:
             # Samples that were tokenised again may be longer than asked.
-            sample.end = "step" if step_end < self.sampling.max_tokens else "length"
+            sample.end = "step" if step_end < limit else "length"
             sample.ids = sample.ids[:step_end]
             return True
-        if length >= self.sampling.max_tokens and sample.end != "eos":
+        if length >= limit and sample.end != "eos":
             sample.end = "length"
         if sample.end in ("eos", "length"):
             return True

@@ -170,8 +170,10 @@ class StepSearch:
             key = text, end in FINISHED
             if key in merged:
                 merged[key].count += 1
-                # A sample that was cut at the length limit says nothing about an equal one that was not.
-                merged[key].end = merged[key].end if end is not None else None
+                if end is None and merged[key].end is not None:
+                    # A sample that was cut at the length limit says nothing about an equal one that was not, whose
+                    # tokens are fewer: the node goes on from these.
+                    merged[key].ids, merged[key].end = sample.ids, None
             else:
                 merged[key] = Node(len(self.nodes[i]), parent.number, sample.ids, end=end)
                 self.nodes[i].append(merged[key])
