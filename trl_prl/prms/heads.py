@@ -3,6 +3,7 @@ runs in vLLM's server."""
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,24 @@ _TOKENS_PER_CHUNK = 2048
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+def labelled(config: Any, *names: str) -> Any:
+    """A copy of a config that names the columns of a head made here; what it said of others would be taken for them.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Config of the model.
+        *names (`str`):
+            What each column means, see [`right_label`](../verifier/batches.py).
+
+    Returns:
+        [`~transformers.PreTrainedConfig`]: The copy.
+    """
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    return config
+
+
 class QwenProcessRewardModel(Qwen2ForTokenClassification):
     """Qwen2.5-Math-PRM: Qwen2 with a two-layer head over two labels, the second for a right step.
 
@@ -32,7 +51,7 @@ class QwenProcessRewardModel(Qwen2ForTokenClassification):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        super().__init__(labelled(config, "wrong", "right"))
         size = config.hidden_size
         self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))  # type: ignore[assignment]
         self.post_init()
@@ -47,8 +66,8 @@ class SkyworkProcessRewardModel(Qwen2PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.model = Qwen2Model(config)
+        super().__init__(labelled(config, "right"))
+        self.model = Qwen2Model(self.config)
         self.v_head = nn.ModuleDict({"summary": nn.Linear(config.hidden_size, 1)})
         self.post_init()
 
@@ -75,7 +94,7 @@ class LabelTokenClassifier(nn.Module):
     def __init__(self, model: Any, wrong: int, right: int) -> None:
         super().__init__()
         _refuse_scaled_logits(model.config)
-        self.config = model.config
+        self.config = labelled(model.config, "wrong", "right")
         self.hf_device_map = getattr(model, "hf_device_map", None)
         self.body = model.base_model
         output = model.get_output_embeddings()
@@ -109,7 +128,7 @@ class LogRatio(nn.Module):
         super().__init__()
         for one in (model, reference or model):
             _refuse_scaled_logits(one.config)
-        self.config = model.config
+        self.config = labelled(model.config, "right")
         self.hf_device_map = getattr(model, "hf_device_map", None)
         self.model, self.reference = model, reference
 

@@ -19,7 +19,7 @@ from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 from .checkpoint import FAMILY_NAMES, check_loading_options, check_weights, read_checkpoint, recognise
 from .families import FAMILIES, Family
-from .heads import LabelTokenClassifier, PooledModel
+from .heads import LabelTokenClassifier, PooledModel, labelled
 from .implicit import ImplicitProcessReward
 from .judge import JudgeProcessReward
 from .model import PublicProcessReward
@@ -195,6 +195,8 @@ def _load_model_reward(
         raise TypeError(f"`family` is {family!r}, but a name or a `trl_prl.prms.families.Family` says how to ask.")
     if served is not None:
         for_no_model(lambda: None, options)
+        if family.labels is not None:
+            served.config = labelled(served.config, "wrong", "right")
         return PublicProcessReward(served, tokenizer, family, **made)
     model = _load_model(path, family, tokenizer, revision=revision, **kwargs, **options)
     return _on_device(PublicProcessReward(model, tokenizer, family, **made), device, kwargs)
