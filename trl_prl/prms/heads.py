@@ -246,20 +246,23 @@ def _token_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs
 
 def _chosen_logps(output: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
     def chosen(part: Tensor, labels: Tensor) -> Tensor:
-        return torch.log_softmax(output(part).float(), -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        # `forward`, because hooks of ZeRO-3 would let go of the weights behind each chunk, and gather them again.
+        return torch.log_softmax(output.forward(part).float(), -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
-    flat = [
-        # Some chunks at a time, and once more for the gradient: all logits of a batch can be larger than the model.
-        checkpoint(chosen, part, labels, use_reentrant=False) if part.requires_grad else chosen(part, labels)
-        for part, labels in zip(
-            hidden.flatten(0, 1).split(_TOKENS_PER_CHUNK), ids.flatten().split(_TOKENS_PER_CHUNK), strict=True
-        )
-    ]
+    # Processes gather together, but have texts of other lengths, and so other numbers of chunks.
+    with _whole(output):
+        flat = [
+            # A chunk at a time, and once more for the gradient: all logits of a batch can be larger than the model.
+            checkpoint(chosen, part, labels, use_reentrant=False) if part.requires_grad else chosen(part, labels)
+            for part, labels in zip(
+                hidden.flatten(0, 1).split(_TOKENS_PER_CHUNK), ids.flatten().split(_TOKENS_PER_CHUNK), strict=True
+            )
+        ]
     return torch.cat(flat).reshape(ids.shape) if flat else hidden.new_zeros(ids.shape)
 
 
 def _whole(module: nn.Module) -> Any:
-    """Gather the weights of a module that ZeRO-3 has partitioned while loading."""
+    """Gather the weights of a module that ZeRO-3 has partitioned; all processes do so together."""
     parameters = list(module.parameters())
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
