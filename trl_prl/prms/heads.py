@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, Qwen2ForTokenClassification, Qwen2Model, Qwen2PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from trl_prl.credit.step_tensors import precise
 from trl_prl.generation.server_calls import UnusableAnswerError, served_as
 
 from .remote import http_answer, http_calls
@@ -133,7 +134,7 @@ class LogRatio(nn.Module):
         self.model, self.reference = model, reference
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
-        """Sums of shape (B, T, 1), in float64, as differences of large sums are asked for. The reference is frozen."""
+        """Sums of shape (B, T, 1), precise, as differences of large sums are asked for; the reference is frozen."""
         without_adapters = self.model.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), without_adapters:
             reference = _token_logps(self.reference or self.model, input_ids, attention_mask, **kwargs)
@@ -237,11 +238,11 @@ async def _served_name(client: Any, model: str) -> str:
 
 
 def _token_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
-    """Log-probabilities of the tokens behind the first, of shape (B, T - 1), in float64."""
+    """Log-probabilities of the tokens behind the first, of shape (B, T - 1), in the precision of [`precise`]."""
     # Of a PEFT model, the one that the adapters are in.
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-    return _chosen_logps(model.get_output_embeddings(), hidden[:, :-1], input_ids[:, 1:]).double()
+    return precise(_chosen_logps(model.get_output_embeddings(), hidden[:, :-1], input_ids[:, 1:]))
 
 
 def _chosen_logps(output: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
