@@ -268,6 +268,18 @@ def test_what_a_served_verifier_was_trained_with_reaches_the_client(caplog: pyte
     ] == [1, 2, 1]
 
 
+def test_the_transform_of_a_served_verifier_is_told_apart_from_that_of_its_data(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    verifier = build_verifier(build_tokenizer(), collected={"best_of_k": 4, "prover": "p"})
+    with serving(verifier) as url:
+        remote = RemoteProcessReward(url)
+    # `PAVTrainer` undoes the first before it compares values with outcomes.
+    assert (remote.settings.best_of_k, remote.settings.collected) == (1, {"best_of_k": 4})
+    warn_of_second_best_of_k(remote, 2)
+    assert "best of 8" in caplog.text
+
+
 @pytest.mark.parametrize(
     "action",
     [

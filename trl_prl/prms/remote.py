@@ -270,3 +270,5 @@ def _settings(info: Mapping[str, Any]) -> VerifierSettings:
     """What a contradiction is told by, as far as the servers say it."""
     given = {name: value for name, value in info.items() if value is not None}
     return VerifierSettings.from_dict({"step_splitter": None, **given})
+    if (best_of_k := given.pop("collected_best_of_k", 1)) != 1:
+        given["collected"] = {"best_of_k": best_of_k}
