@@ -135,7 +135,7 @@ def main() -> None:
         results[name] = {
             "seconds": statistics.median(times),
             "tokens_per_second": ids.numel() / statistics.median(times),
-            "steps_per_completion": float(batch.num_steps.float().mean()),
+            "steps_per_completion": statistics.fmean(map(len, batch.step_bytes)),
             "texts_seconds": seconds(partial(getattr, batch, "steps")),
         }
     if args.seconds_per_step is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,6 +327,20 @@ def test_labels_are_read_not_guessed(tmp_path: Path, rewards: dict[str, Any]) ->
     torch.testing.assert_close(flat(turned(PROMPTS, STEPS)), 1 - flat(expected), atol=TOLERANCE, rtol=0)
     with pytest.raises(ValueError, match="not say which one means a right step"):
         load_process_reward(save_trl(tmp_path / "odd", {0: "a", 1: "b"}))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "trl"])
+@pytest.mark.parametrize("names", [["LABEL_0"], ["correct", "wrong"], ["a", "b", "c"]])
+def test_labels_that_a_config_has_of_another_head_say_nothing(
+    family: str, names: list[str], prm_paths: dict[str, str], rewards: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, comma, options = prm_paths[family].partition(",")
+    shutil.copytree(folder, copied := tmp_path / Path(folder).name)
+    config = json.loads((copied / "config.json").read_text())
+    config["id2label"] = dict(enumerate(names))
+    config["label2id"] = {name: i for i, name in enumerate(names)}
+    (copied / "config.json").write_text(json.dumps(config))
+    assert load_process_reward(f"{copied}{comma}{options}")(PROMPTS, STEPS) == rewards[family](PROMPTS, STEPS)
 
 
 def test_math_shepherd_numbers_steps_without_a_number(prm_paths: dict[str, str], rewards: dict[str, Any]) -> None:

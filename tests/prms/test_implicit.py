@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +289,29 @@ def test_two_processes_train_with_it(tiny_model_path: str, tmp_path: Path) -> No
     saved = torch.load(tmp_path / "checkpoint-2" / "process_reward.pt", weights_only=True)["state"]
     assert all(torch.equal(value, ranks[0]["parameters"][name]) for name, value in saved["parameters"].items())
     assert any(value.any() for name, value in saved["parameters"].items() if "lora_B" in name)
+
+
+def test_weights_are_gathered_once_however_many_chunks_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ZeRO-3, processes gather together, and texts of one are longer than those of another."""
+    gathered: list[Any] = []
+
+    @contextmanager
+    def gather(module: Any) -> Iterator[None]:
+        gathered.append(module)
+        yield
+
+    model, reference = build_model(build_tokenizer(), seed=1), build_model(build_tokenizer())
+    reward = ImplicitProcessReward(model, build_tokenizer(), reference=reference)
+    heads = [reference.get_output_embeddings(), model.get_output_embeddings()]
+    expected = reward(PROMPTS, STEPS)
+    monkeypatch.setattr("trl_prl.prms.heads._whole", gather)
+    monkeypatch.setattr("trl_prl.prms.heads._TOKENS_PER_CHUNK", 4)
+    for head in heads:  # DeepSpeed's hooks gather and release too
+        head.register_forward_pre_hook(lambda module, _: gathered.append(module))
+    for num_tokens in (1, 3, 40):
+        gathered.clear()
+        ids = torch.ones(2, num_tokens, dtype=torch.long)
+        reward.model(ids, torch.ones_like(ids))
+        assert gathered == heads
+    for row, found in zip(expected, reward(PROMPTS, STEPS), strict=True):
+        assert found == pytest.approx(row, abs=1e-6)

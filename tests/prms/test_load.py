@@ -82,6 +82,9 @@ def test_options_behind_commas(tmp_path: Path) -> None:
     # Commands pass options of models whatever they are given; what is written is meant.
     with pytest.raises(ValueError, match="the option 'load_in_4bit', which nothing would heed"):
         load_process_reward("http://127.0.0.1:1,load_in_4bit=true", device="cpu", dtype="auto")
+    for option in ({"refresh_every": 10}, {"device": "cpu"}):
+        with pytest.raises(ValueError, match=f"the option '{min(option)}' beside .* 'text_values', which is made"):
+            load_process_reward(text_values, **option)
     folder = tmp_path / "a,b=c"
     folder.mkdir()
     assert split_options(str(folder)) == (str(folder), {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ class PoolingServer(JsonServer):
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         if not body:
             return {"data": [{"id": name} for name in self.names]}
+        ids = torch.tensor([body["input"]])
         with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([body["input"]])).logits[0].tolist()
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].tolist()
         return {"data": [{"index": 0, "data": logits}]}
 
 
@@ -53,6 +56,17 @@ def test_values_are_those_of_the_model_in_this_process(server: PoolingServer) ->
     assert found[1][0] == pytest.approx(expected[1][0], abs=1e-5)
     asked = {key: server.bodies[-1][key] for key in ("model", "task", "use_activation")}
     assert asked == {"model": server.names[0], "task": "token_classify", "use_activation": False}
+
+
+def test_two_tokens_are_the_labels_whatever_the_config_says(prm_paths: dict[str, str], tmp_path: Path) -> None:
+    here: Any = load_process_reward(prm_paths["rlhflow"])
+    shutil.copytree(prm_paths["rlhflow"], folder := tmp_path / Path(prm_paths["rlhflow"]).name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {0: "LABEL_0"}}))
+    with running(PoolingServer()) as server:
+        server.model, server.names = here.model, [folder.name]
+        there = load_process_reward(folder, vllm=server.url.removesuffix("/v1"))
+        assert there(PROMPTS, STEPS)[0] == pytest.approx(here(PROMPTS, STEPS)[0], abs=1e-5)
 
 
 def test_a_server_of_another_model_is_refused(server: PoolingServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,18 @@ def test_what_a_served_verifier_was_trained_with_reaches_the_client(caplog: pyte
     ] == [1, 2, 1]
 
 
+def test_the_transform_of_a_served_verifier_is_told_apart_from_that_of_its_data(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    verifier = build_verifier(build_tokenizer(), collected={"best_of_k": 4, "prover": "p"})
+    with serving(verifier) as url:
+        remote = RemoteProcessReward(url)
+    # `PAVTrainer` undoes the first before it compares values with outcomes.
+    assert (remote.settings.best_of_k, remote.settings.collected) == (1, {"best_of_k": 4})
+    warn_of_second_best_of_k(remote, 2)
+    assert "best of 8" in caplog.text
+
+
 @pytest.mark.parametrize(
     "action",
     [
@@ -339,6 +351,35 @@ def test_several_servers_share_the_work_and_stand_in_for_each_other() -> None:
         # The second one is gone.
         assert remote(prompts, steps) == expected
         assert sum(first.batches) == 20 + 40
+
+
+def test_small_calls_are_shared_and_the_servers_take_turns() -> None:
+    rewards = [LengthReward() for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(serving(reward)) for reward in rewards]
+        remote = RemoteProcessReward(urls)
+        for size in (9, 2):
+            prompts, steps = [f"p{i}" for i in range(size)], [[f"s{i}"] for i in range(size)]
+            assert remote(prompts, steps) == [[close(f"p{i}", f"s{i}")] for i in range(size)]
+        for _ in range(4):
+            remote(["p"], [["s"]])
+        assert remote([], []) == []
+    # 9, 2 and four times 1 solution: a third of the first, then six in turn.
+    assert [sum(reward.batches) for reward in rewards] == [5, 5, 5]
+
+
+def test_clients_do_not_all_begin_with_the_first_server() -> None:
+    urls = [f"http://127.0.0.1:{port}" for port in range(1, 5)]
+
+    async def server_of(client: Any, _: None) -> str:
+        return str(client.base_url)
+
+    def first() -> str:
+        [url] = http_calls(urls, None, timeout=1.0, max_attempts=1, max_wait=1.0).each(server_of, [None], str)
+        return url
+
+    # None of 16 begins elsewhere once in four thousand million times.
+    assert len({first() for _ in range(16)}) > 1
 
 
 def test_a_service_for_others_needs_a_token(

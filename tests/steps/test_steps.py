@@ -198,12 +198,12 @@ def test_steps_partition_the_action_mask_in_order(name: str, batch: tuple[Tensor
     ids, mask = batch
     token_pieces = TokenPieces(byte_level_tokenizer())
     out = split_completions(get_splitter(name, step_length=3), token_pieces, ids, mask)
-    assert out.step_ids.dtype == out.num_steps.dtype == torch.int64
+    assert out.step_ids.dtype == torch.int64
     assert out.step_ids.shape == ids.shape
     assert torch.equal(out.step_ids >= 0, mask)
     for i in range(len(ids)):
         on_mask = out.step_ids[i][mask[i]].tolist()
-        assert sorted(set(on_mask)) == list(range(int(out.num_steps[i])))
+        assert sorted(set(on_mask)) == list(range(len(out.step_bytes[i])))
         assert on_mask == sorted(on_mask)
         pieces = token_pieces.pieces(ids[i][mask[i]].tolist())
         assert b"".join(out.step_bytes[i]) == b"".join(pieces)
@@ -211,7 +211,6 @@ def test_steps_partition_the_action_mask_in_order(name: str, batch: tuple[Tensor
             own = [piece for piece, s in zip(pieces, on_mask, strict=True) if s == step]
             assert b"".join(own) == raw
             assert raw.decode("utf-8", "replace") == out.steps[i][step]
-        assert len(out.step_bytes[i]) == out.num_steps[i]
         assert len(out.step_bytes[i]) <= 1 or not any(map(_is_blank, out.step_bytes[i]))
 
 
@@ -240,7 +239,6 @@ def test_permuting_rows_permutes_steps(name: str, batch: tuple[Tensor, Tensor], 
     out = split_completions(splitter, token_pieces, ids, mask)
     permuted = split_completions(splitter, token_pieces, ids[order], mask[order])
     assert torch.equal(permuted.step_ids, out.step_ids[order])
-    assert torch.equal(permuted.num_steps, out.num_steps[order])
     assert permuted.step_bytes == [out.step_bytes[i] for i in order]
 
 
@@ -291,7 +289,6 @@ def test_batch_without_rows_or_columns() -> None:
         ids = torch.zeros(shape, dtype=torch.int64)
         out = split_completions(DelimiterSplitter(), token_pieces, ids, ids.bool())
         assert out.step_ids.shape == shape
-        assert out.num_steps.tolist() == [0] * shape[0]
         assert out.steps == [[] for _ in range(shape[0])]
 
 
@@ -429,7 +426,7 @@ def test_delimiter_spread_over_tokens_is_found() -> None:
 def test_a_start_token_added_by_encode_is_no_delimiter() -> None:
     tokenizer = byte_level_tokenizer()
     ids = [tokenizer.bos_token_id, *_ids(tokenizer, "a b"), tokenizer.bos_token_id, *_ids(tokenizer, "c")]
-    assert _split_ids("blank_line", tokenizer, ids).num_steps.tolist() == [1]
+    assert len(_split_ids("blank_line", tokenizer, ids).steps[0]) == 1
 
 
 @pytest.mark.parametrize("name", ["newline", "blank_line", "markdown", "sentence", "delimiter:.\n\n", "regex:\\n\\n"])
@@ -447,9 +444,9 @@ def test_completion_truncated_at_a_delimiter_has_one_score_per_step(name: str) -
     ids = _ids(tokenizer, "First we add.\n\nThen we get 42.\n\nSo the answer is 42.")
     for length in range(1, len(ids) + 1):
         out = _split_ids(name, tokenizer, ids[:length])
-        assert len(out.steps[0]) == out.num_steps[0] == out.step_ids.max() + 1
+        assert len(out.steps[0]) == out.step_ids.max() + 1
         assert "".join(out.steps[0]) == tokenizer.decode(ids[:length])
-        assert out.step_ids[0, -1] == out.num_steps[0] - 1
+        assert out.step_ids[0, -1] == len(out.steps[0]) - 1
 
 
 def test_step_text_is_the_sampled_text() -> None:
@@ -562,8 +559,7 @@ def test_last_token_with_holes_and_empty_rows() -> None:
     mask = torch.tensor([[True, False, True, False, False], [False] * 5, [False, False, False, False, True]])
     out = split_completions(DelimiterSplitter(), TokenPieces(tokenizer), ids, mask)
     assert out.step_ids.tolist() == [[0, -1, 1, -1, -1], [-1] * 5, [-1] * 4 + [0]]
-    assert out.num_steps.tolist() == [2, 0, 1]
-    assert out.steps[1] == []
+    assert list(map(len, out.steps)) == [2, 0, 1]
 
 
 def test_completion_of_one_token() -> None:
@@ -620,7 +616,7 @@ def test_step_of_special_tokens_joins_the_step_before() -> None:
 def test_tag_cut_by_a_fixed_length_is_one_step() -> None:
     assert _split("fixed", "<answer>") == ["<answer>"]
     ids = _ids(byte_level_tokenizer(), "<answer>")
-    assert _split_ids("fixed", byte_level_tokenizer(), ids, length=2).num_steps.tolist() == [1]
+    assert len(_split_ids("fixed", byte_level_tokenizer(), ids, length=2).steps[0]) == 1
     pieces = TokenPieces(byte_level_tokenizer()).pieces(ids)
     assert FixedLengthSplitter(2).step_ends(pieces) == [len(ids)]
 

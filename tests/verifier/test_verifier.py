@@ -212,7 +212,7 @@ def test_steps_beyond_the_window_are_unscored_and_counted() -> None:
     assert 0 < num_scored < 8
     assert not math.isnan(initial[0])
     assert all(math.isnan(value) for value in values[num_scored:])
-    assert (verifier.num_steps, verifier.num_truncated_steps) == (8, 8 - num_scored)
+    assert verifier.num_truncated_steps == 8 - num_scored
     assert logged == {"process/verifier/truncated_steps": (8 - num_scored) / 8, "process/verifier/merged_steps": 0.0}
     full = build_verifier(build_tokenizer())(["Add 1.\n"], [steps])[0]
     assert values[:num_scored] == pytest.approx(full[:num_scored], abs=TOLERANCE)

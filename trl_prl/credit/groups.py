@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .step_tensors import as_float32, check_option, check_rows, check_same_shape
+from .step_tensors import as_float32, check_option, check_rows, check_same_shape, precise
 
 
 Scale = Literal["group", "batch", "none"]
@@ -49,11 +49,9 @@ def group_normalise(rewards: Tensor, num_generations: int, scale: Scale = "group
     """
     check_option("scale", scale, Scale)
     check_groups(rewards, num_generations)
-    # In float64, the mean of equal rewards is exactly that reward; in float32 its rounding error, divided by a small
-    # eps, would pass for a signal.
     group_size = num_generations * math.prod(rewards.shape[1:])
-    values = as_float32(rewards).double().reshape(len(rewards) // num_generations, group_size)
-    centred = values - values.nanmean(dim=1, keepdim=True)
+    values = precise(as_float32(rewards)).reshape(len(rewards) // num_generations, group_size)
+    centred = _centred(values)
     if scale == "group":
         centred = centred / (sample_std(values) + eps)
     elif scale == "batch":
@@ -81,7 +79,7 @@ def outcome_scale(rewards: Tensor, num_generations: int, scale: Scale = "group")
     """
     check_option("scale", scale, Scale)
     check_groups(rewards, num_generations)
-    values = as_float32(rewards).double().reshape(-1, num_generations)
+    values = precise(as_float32(rewards)).reshape(-1, num_generations)
     std = sample_std(values).expand(-1, num_generations).reshape(-1)
     divisors = {"group": std, "batch": sample_std(values.reshape(1, -1)).reshape(-1).expand_as(std)}.get(scale)
     equal = std < 1e-8
@@ -141,7 +139,7 @@ def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
     """
     check_rows("by_position", by_position)
     check_groups(by_position, num_generations)
-    values = as_float32(by_position).double().reshape(-1, num_generations, by_position.shape[1])
+    values = precise(as_float32(by_position)).reshape(-1, num_generations, by_position.shape[1])
     known = ~values.isnan()
     values = values.masked_fill(~known, 0.0)
     sums = values.sum(1, keepdim=True) - values
@@ -153,8 +151,18 @@ def leave_one_out(by_position: Tensor, num_generations: int) -> Tensor:
 def sample_std(values: Tensor) -> Tensor:
     """Standard deviation of each row's numbers, divisor n − 1, NaN left out; 0 with fewer than two numbers."""
     counts = (~values.isnan()).sum(dim=1, keepdim=True)
-    squares = (values - values.nanmean(dim=1, keepdim=True)).square().nansum(dim=1, keepdim=True)
+    squares = _centred(values).square().nansum(dim=1, keepdim=True)
     return (squares / (counts - 1).clamp(min=1)).sqrt()
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Each row's numbers minus their mean, NaN left out; exactly 0 where they are equal.
+
+    In float32 the mean of equal numbers has a rounding error that, divided by a small eps, would pass for a signal.
+    """
+    if values.shape[1]:
+        values = values - torch.where(values.isnan(), -math.inf, values).amax(dim=1, keepdim=True)
+    return values - values.nanmean(dim=1, keepdim=True)
 
 
 def check_groups(rewards: Tensor, num_generations: int) -> None:

@@ -134,6 +134,16 @@ def as_float32(tensor: Tensor) -> Tensor:
     return tensor.detach().float()
 
 
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """The most precise type that a device computes in: float64, and float32 on Apple's GPUs, which refuse it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in the type of [`precise_dtype`], with gradient."""
+    return tensor.to(precise_dtype(tensor.device))
+
+
 def check_rows(name: str, tensor: Tensor) -> None:
     if tensor.dim() != 2:
         raise ValueError(

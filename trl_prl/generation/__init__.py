@@ -1,4 +1,4 @@
 """Samples from prefixes, by a model in this process, vLLM or a server, and rollouts with their outcomes.
 
-Imports from: `steps`, `metrics`. Start with: `rollouts.py`.
+Imports from: `steps`, `credit`, `metrics`. Start with: `rollouts.py`.
 """

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trl_prl.credit.step_tensors import precise_dtype
 from trl_prl.steps.token_pieces import TokenPieces
 from trl_prl.storage.missing import model_named
 from trl_prl.types import Completion, FinishReason, Prompt, SamplingParams
@@ -225,7 +226,7 @@ class TransformersGenerator:
             mask[row, length - len(prompt_ids) :] = 1
         uniforms = torch.from_numpy(
             np.stack([sample_uniforms(params.seed, key_of(prompts, i), j, row_limits.max()) for i, j in rows])
-        ).to(device, torch.float32 if device.type == "mps" else torch.float64)
+        ).to(device, precise_dtype(device))
         padded, mask = padded.to(device), mask.to(device)
 
         is_padded = bool((mask == 0).any())

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trl_prl.credit.step_tensors import precise_dtype
 from trl_prl.types import Completion, Generator, Prompt, SamplingParams
 
 
@@ -173,8 +174,8 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> T
     if params.top_p < 1:
         # The token that crosses `top_p` is kept, so that there is always one.
         probs = probs * (probs.cumsum(dim=-1) - probs < params.top_p)
-    # In float32 the sum over a large vocabulary would swallow rare tokens. MPS has no float64.
-    total = probs.cumsum(dim=-1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    # In float32 the sum over a large vocabulary would swallow rare tokens.
+    total = probs.cumsum(dim=-1, dtype=precise_dtype(logits.device))
     targets = uniforms.to(total)[:, None] * total[:, -1:]
     tokens = torch.searchsorted(total, targets, right=True).clamp(max=total.shape[-1] - 1)
     return (tokens if order is None else order.gather(-1, tokens)).squeeze(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
+import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import reduce
@@ -71,20 +72,17 @@ class ServerCalls:
         known = [self.secret, *(urlsplit(url).password for url in self.urls)]
         # Shorter ones, such as "none", stand for no key.
         self._secrets = [text for text in known if text and len(text) > 5]
+        # Processes that begin together do not all ask the same server, and seeds are not touched.
+        self._turn = secrets.randbelow(len(self.urls))
 
-    def each(
-        self,
-        ask: Callable[[Any, T], Awaitable[R]],
-        tasks: Sequence[T],
-        name: Callable[[T], str],
-    ) -> Iterator[R]:
+    def each(self, ask: Callable[[Any, T], Awaitable[R]], tasks: Sequence[T], name: Callable[[T], str]) -> Iterator[R]:
         """Ask for every task, and yield the answers in the order of the tasks.
 
         Args:
             ask (`Callable`):
                 Makes one attempt: takes a client and a task. Raises [`PassingError`] for what may pass.
             tasks (`Sequence`):
-                The tasks. The first attempt of task `i` goes to server `i`, counted round.
+                The tasks. Their first attempts go to the servers in turn, from call to call.
             name (`Callable`):
                 Says of a task what it asks for, for messages.
 
@@ -98,11 +96,12 @@ class ServerCalls:
         from anyio.from_thread import start_blocking_portal
 
         with start_blocking_portal() as portal:
-            clients = [self.open_client(url) for url in self.urls]
+            clients, first = [self.open_client(url) for url in self.urls], self._turn
+            self._turn += len(tasks)
             limiter = asyncio.Semaphore(self.concurrency)
 
             async def attempt(number: int, place: int, task: T) -> R:
-                client = clients[(place + number) % len(clients)]
+                client = clients[(first + place + number) % len(clients)]
                 try:
                     with anyio.fail_after(self.timeout):
                         return await ask(client, task)

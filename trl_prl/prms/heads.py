@@ -3,6 +3,7 @@ runs in vLLM's server."""
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, Qwen2ForTokenClassification, Qwen2Model, Qwen2PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from trl_prl.credit.step_tensors import precise
 from trl_prl.generation.server_calls import UnusableAnswerError, served_as
 
 from .remote import http_answer, http_calls
@@ -23,6 +25,24 @@ _TOKENS_PER_CHUNK = 2048
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+def labelled(config: Any, *names: str) -> Any:
+    """A copy of a config that names the columns of a head made here; what it said of others would be taken for them.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Config of the model.
+        *names (`str`):
+            What each column means, see [`right_label`](../verifier/batches.py).
+
+    Returns:
+        [`~transformers.PreTrainedConfig`]: The copy.
+    """
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    return config
+
+
 class QwenProcessRewardModel(Qwen2ForTokenClassification):
     """Qwen2.5-Math-PRM: Qwen2 with a two-layer head over two labels, the second for a right step.
 
@@ -32,7 +52,7 @@ class QwenProcessRewardModel(Qwen2ForTokenClassification):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        super().__init__(labelled(config, "wrong", "right"))
         size = config.hidden_size
         self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))  # type: ignore[assignment]
         self.post_init()
@@ -47,8 +67,8 @@ class SkyworkProcessRewardModel(Qwen2PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.model = Qwen2Model(config)
+        super().__init__(labelled(config, "right"))
+        self.model = Qwen2Model(self.config)
         self.v_head = nn.ModuleDict({"summary": nn.Linear(config.hidden_size, 1)})
         self.post_init()
 
@@ -75,7 +95,7 @@ class LabelTokenClassifier(nn.Module):
     def __init__(self, model: Any, wrong: int, right: int) -> None:
         super().__init__()
         _refuse_scaled_logits(model.config)
-        self.config = model.config
+        self.config = labelled(model.config, "wrong", "right")
         self.hf_device_map = getattr(model, "hf_device_map", None)
         self.body = model.base_model
         output = model.get_output_embeddings()
@@ -109,12 +129,12 @@ class LogRatio(nn.Module):
         super().__init__()
         for one in (model, reference or model):
             _refuse_scaled_logits(one.config)
-        self.config = model.config
+        self.config = labelled(model.config, "right")
         self.hf_device_map = getattr(model, "hf_device_map", None)
         self.model, self.reference = model, reference
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TokenClassifierOutput:
-        """Sums of shape (B, T, 1), in float64, as differences of large sums are asked for. The reference is frozen."""
+        """Sums of shape (B, T, 1), precise, as differences of large sums are asked for; the reference is frozen."""
         without_adapters = self.model.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), without_adapters:
             reference = _token_logps(self.reference or self.model, input_ids, attention_mask, **kwargs)
@@ -218,29 +238,32 @@ async def _served_name(client: Any, model: str) -> str:
 
 
 def _token_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
-    """Log-probabilities of the tokens behind the first, of shape (B, T - 1), in float64."""
+    """Log-probabilities of the tokens behind the first, of shape (B, T - 1), in the precision of [`precise`]."""
     # Of a PEFT model, the one that the adapters are in.
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-    return _chosen_logps(model.get_output_embeddings(), hidden[:, :-1], input_ids[:, 1:]).double()
+    return precise(_chosen_logps(model.get_output_embeddings(), hidden[:, :-1], input_ids[:, 1:]))
 
 
 def _chosen_logps(output: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
     def chosen(part: Tensor, labels: Tensor) -> Tensor:
-        return torch.log_softmax(output(part).float(), -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        # `forward`, because hooks of ZeRO-3 would let go of the weights behind each chunk, and gather them again.
+        return torch.log_softmax(output.forward(part).float(), -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
-    flat = [
-        # Some chunks at a time, and once more for the gradient: all logits of a batch can be larger than the model.
-        checkpoint(chosen, part, labels, use_reentrant=False) if part.requires_grad else chosen(part, labels)
-        for part, labels in zip(
-            hidden.flatten(0, 1).split(_TOKENS_PER_CHUNK), ids.flatten().split(_TOKENS_PER_CHUNK), strict=True
-        )
-    ]
+    # Processes gather together, but have texts of other lengths, and so other numbers of chunks.
+    with _whole(output):
+        flat = [
+            # A chunk at a time, and once more for the gradient: all logits of a batch can be larger than the model.
+            checkpoint(chosen, part, labels, use_reentrant=False) if part.requires_grad else chosen(part, labels)
+            for part, labels in zip(
+                hidden.flatten(0, 1).split(_TOKENS_PER_CHUNK), ids.flatten().split(_TOKENS_PER_CHUNK), strict=True
+            )
+        ]
     return torch.cat(flat).reshape(ids.shape) if flat else hidden.new_zeros(ids.shape)
 
 
 def _whole(module: nn.Module) -> Any:
-    """Gather the weights of a module that ZeRO-3 has partitioned while loading."""
+    """Gather the weights of a module that ZeRO-3 has partitioned; all processes do so together."""
     parameters = list(module.parameters())
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()

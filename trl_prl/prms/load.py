@@ -12,13 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 from trl_prl.jobs.config import VerifierOptions
 from trl_prl.jobs.named_options import annotations_of, for_no_model, read_options, split_options, take
 from trl_prl.rewards.outcomes import import_object
+from trl_prl.rewards.scoring import callable_name
 from trl_prl.types import ProcessReward
 from trl_prl.verifier.loading import check_causal, load_verifier_tokenizer
 from trl_prl.verifier.model import ProcessAdvantageVerifier
 
 from .checkpoint import FAMILY_NAMES, check_loading_options, check_weights, read_checkpoint, recognise
 from .families import FAMILIES, Family
-from .heads import LabelTokenClassifier, PooledModel
+from .heads import LabelTokenClassifier, PooledModel, labelled
 from .implicit import ImplicitProcessReward
 from .judge import JudgeProcessReward
 from .model import PublicProcessReward
@@ -46,7 +47,8 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
               Qwen2.5-Math-PRM, Math-Shepherd, RLHFlow, Skywork, or an implicit PRM, recognised by its config and
               weights;
             - `http://...` or `https://...`: servers of `trl-prl serve`, several with commas between them;
-            - a process reward itself, which is returned, or its `"module:name"`; a class is made without arguments.
+            - a process reward itself, which is returned and has no options, or its `"module:name"`; a class is made
+              without arguments.
         family (`str` or [`Family`], *optional*):
             The family where it cannot be recognised: `"verifier"`, `"trl"`, `"qwen"`, `"math-shepherd"`, `"rlhflow"`,
             `"skywork"`, `"implicit"`, `"judge"` for a model behind an OpenAI-compatible endpoint; or one of your own.
@@ -73,7 +75,8 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
 
     Raises:
         `TypeError`: If `process_reward` is neither a text nor callable.
-        `ValueError`, `OSError`: If a model is of no known family, is not there, or not in safetensors format.
+        `ValueError`, `OSError`: If a model is of no known family, is not there, or not in safetensors format; or for
+        an option that nothing would heed.
 
     Example:
 
@@ -86,10 +89,20 @@ def load_process_reward(process_reward: Any, **options: Any) -> ProcessReward:
     if isinstance(process_reward, str | os.PathLike):
         path, written = split_options(os.fspath(process_reward))
         return _load_named(path, options, read_options(written, _known_options()))
+    return _made_already(process_reward, options)
+
+
+def _made_already(process_reward: Any, options: dict[str, Any]) -> ProcessReward:
+    """Return a process reward as it is, with no options, as nothing would heed them."""
     if not callable(process_reward):
         raise TypeError(
             f"`process_reward` is a {type(process_reward).__name__}, which cannot score steps. Pass a function "
             "`(prompts, steps, **columns) -> list[list[float]]`, plain or async, or the path or hub id of a verifier."
+        )
+    if options:
+        raise ValueError(
+            f"Got the option {min(options)!r} beside the process reward '{callable_name(process_reward)}', which is "
+            "made already, so nothing would heed it. Give its path or hub id instead, or leave the option out."
         )
     return process_reward
 
@@ -182,6 +195,8 @@ def _load_model_reward(
         raise TypeError(f"`family` is {family!r}, but a name or a `trl_prl.prms.families.Family` says how to ask.")
     if served is not None:
         for_no_model(lambda: None, options)
+        if family.labels is not None:
+            served.config = labelled(served.config, "wrong", "right")
         return PublicProcessReward(served, tokenizer, family, **made)
     model = _load_model(path, family, tokenizer, revision=revision, **kwargs, **options)
     return _on_device(PublicProcessReward(model, tokenizer, family, **made), device, kwargs)

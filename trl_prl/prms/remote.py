@@ -35,11 +35,11 @@ class RemoteProcessReward:
     r"""
     Asks servers of `trl-prl serve` for the scores of steps.
 
-    It is a [`ProcessReward`] that returns what the served one does. A call is cut into chunks that go to the servers
-    in turn; a chunk whose server does not answer, or answers that it cannot now, is sent again, to the next server,
-    after growing pauses, until `max_wait` seconds are over. Scores come back in order, whole or not at all. Only
-    prompts, steps and the column `finished` are sent. It has the methods `initial_values` and `score_solutions` of a
-    [`ProcessReward`] where the served one values prompts.
+    It is a [`ProcessReward`] that returns what the served one does. A call is cut into chunks, one for each server or
+    more, and the servers take turns, from call to call; a chunk whose server does not answer, or answers that it
+    cannot now, is sent again, to the next server, after growing pauses, until `max_wait` seconds are over. Scores come
+    back in order, whole or not at all. Only prompts, steps and the column `finished` are sent. It has the methods
+    `initial_values` and `score_solutions` of a [`ProcessReward`] where the served one values prompts.
 
     Args:
         urls (`str` or `Sequence[str]`):
@@ -83,14 +83,14 @@ class RemoteProcessReward:
             advice="Check that `trl-prl serve` runs there; a longer `timeout` or `max_wait` helps if it is slow or "
             "being restarted.",
         )
-        infos = list(self._calls.each(_info, [None] * len(self.urls), lambda _: "/info"))
-        if any(info != infos[0] for info in infos):
-            raise ValueError(
-                f"The servers {', '.join(self.urls)} serve different process rewards: {infos}. Scores would depend on "
-                "who answers. Start all of them with the same verifier."
-            )
-        self.info: Mapping[str, Any] = infos[0]
+        infos = dict(self._calls.each(_info, [None] * len(self.urls), lambda _: "/info"))
+        self.info: Mapping[str, Any] = next(iter(infos.values()))
         """What the servers say of themselves."""
+        if any(info != self.info for info in infos.values()):
+            raise ValueError(
+                f"The servers serve different process rewards: {infos}. Scores would depend on who answers. Start all "
+                "of them with the same verifier."
+            )
         self.returns = str(self.info["returns"])
         """`"values"` or `"advantages"`, as of the served process reward."""
         self.settings = _settings(self.info)
@@ -134,8 +134,9 @@ class RemoteProcessReward:
                 f"There are {' and '.join(f'{len(rows)} {name}' for name, rows in columns.items())}. Row i of one "
                 "belongs to row i of the other. Pass one prompt per solution."
             )
-        starts = range(0, len(columns["prompts"]), self.chunk_size)
-        chunks = [{name: rows[i : i + self.chunk_size] for name, rows in columns.items()} for i in starts]
+        num_rows = len(columns["prompts"])
+        size = min(self.chunk_size, math.ceil(num_rows / len(self.urls))) or 1
+        chunks = [{name: rows[i : i + size] for name, rows in columns.items()} for i in range(0, num_rows, size)]
         answers = list(self._calls.each(partial(_ask, route), chunks, lambda _: route))
         return [[row for answer in answers for row in answer[name]] for name in _FIELDS[route]]
 
@@ -178,13 +179,13 @@ def http_calls(urls: list[str], token: str | None, **settings: Any) -> ServerCal
     )
 
 
-async def _info(client: Any, _: None) -> Any:
+async def _info(client: Any, _: None) -> tuple[str, Any]:
     info = await http_answer(client, "GET", "/info")
     for name, types in _INFO.items():
         value = info.get(name) if isinstance(info, dict) else info
         if type(value) not in types:
             raise UnusableAnswerError(f"an answer that is none to /info, with {reprlib.repr(value)} as its {name}")
-    return info
+    return str(client.base_url), info
 
 
 async def _ask(route: str, client: Any, chunk: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -269,4 +270,6 @@ def _number(value: Any) -> float:
 def _settings(info: Mapping[str, Any]) -> VerifierSettings:
     """What a contradiction is told by, as far as the servers say it."""
     given = {name: value for name, value in info.items() if value is not None}
+    if (best_of_k := given.pop("collected_best_of_k", 1)) != 1:
+        given["collected"] = {"best_of_k": best_of_k}
     return VerifierSettings.from_dict({"step_splitter": None, **given})

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
-from trl_prl.rewards.checks import has_initial_values, stored_best_of_k, takes
+from trl_prl.rewards.checks import collected_best_of_k, has_initial_values, takes
 from trl_prl.rewards.scoring import callable_name, returned_type, score_steps
 
 from .scoring import score_prefixes
@@ -51,6 +51,7 @@ class Info(BaseModel):
     prompts: dict[str, Any] | None
     prompt_type: str | None
     best_of_k: int
+    collected_best_of_k: int
 
 
 class Health(BaseModel):
@@ -258,7 +259,8 @@ def describe(process_reward: Any) -> Info:
         returns=returned_type(process_reward, None),
         has_initial_values=has_initial_values(process_reward),
         prompts=None if prompts is None else asdict(prompts),
-        best_of_k=stored_best_of_k(settings),
+        best_of_k=getattr(settings, "best_of_k", 1),
+        collected_best_of_k=collected_best_of_k(settings),
         **{name: getattr(settings, name, None) for name in names},
     )
 

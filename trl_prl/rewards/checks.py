@@ -239,10 +239,9 @@ def warn_of_other_prompts(process_reward: ProcessReward, prompt: Any, used: Prom
         )
 
 
-def stored_best_of_k(settings: Any) -> int:
-    """K of the prover whose values a verifier with these settings tells, by its own transform or that of its data."""
-    collected = getattr(settings, "collected", None) or {}
-    return max(getattr(settings, "best_of_k", 1), collected.get("best_of_k", 1))
+def collected_best_of_k(settings: Any) -> int:
+    """K of the prover whose values the labels are that a verifier with these settings was trained on."""
+    return int((getattr(settings, "collected", None) or {}).get("best_of_k", 1))
 
 
 def warn_of_second_best_of_k(process_reward: ProcessReward, best_of_k: int) -> None:
@@ -255,7 +254,8 @@ def warn_of_second_best_of_k(process_reward: ProcessReward, best_of_k: int) -> N
             K of the transform that will be applied.
     """
     settings = getattr(process_reward, "settings", None)
-    stored = stored_best_of_k(settings)
+    # By its own transform, or by that of its data.
+    stored = max(getattr(settings, "best_of_k", 1), collected_best_of_k(settings))
     if best_of_k != 1 and stored != 1:
         logger.warning(
             "The values of the verifier '%s' are those of the best of %d samples already, and `best_of_k=%d` makes "

@@ -36,15 +36,13 @@ class SplitBatch:
 
     Attributes:
         step_ids (`Tensor` of shape (B, T), int64, on the CPU):
-            Step of every token, `0..num_steps - 1` in order along the action tokens; -1 off the action mask.
-        num_steps (`Tensor` of shape (B,), int64, on the CPU):
-            Steps of each completion; 0 for a completion without action tokens.
+            Step of every token, from 0 in order along the action tokens; -1 off the action mask.
         step_bytes (`list[list[bytes]]`):
-            Exact bytes of each step; joined, they are the bytes of the completion's action tokens.
+            Exact bytes of each step; joined, they are the bytes of the completion's action tokens. None for a
+            completion without action tokens.
     """
 
     step_ids: Tensor
-    num_steps: Tensor
     step_bytes: list[list[bytes]] = field(repr=False)
 
     @cached_property
@@ -192,8 +190,7 @@ def split_completions(
         _split_row(splitter, token_pieces, row_ids, np.flatnonzero(row_changes).tolist(), row_steps)
         for row_ids, row_changes, row_steps in zip(ids, padded[:, 1:] != padded[:, :-1], step_ids, strict=True)
     ]
-    num_steps = torch.tensor([len(row) for row in step_bytes], dtype=torch.int64)
-    return SplitBatch(torch.from_numpy(step_ids), num_steps, step_bytes)
+    return SplitBatch(torch.from_numpy(step_ids), step_bytes)
 
 
 def step_ends(

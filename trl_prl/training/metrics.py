@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 
 from trl_prl.credit.groups import from_positions, leave_one_out, to_positions
-from trl_prl.credit.step_tensors import step_end_mask
+from trl_prl.credit.step_tensors import precise_dtype, step_end_mask
 
 
 def process_metric_sums(
@@ -50,10 +50,10 @@ def process_metric_sums(
             Step of each token of shape (B, T), -1 off the action mask.
 
     Returns:
-        `dict[str, torch.Tensor]`: Sums by name, numbers in float64.
+        `dict[str, torch.Tensor]`: Sums by name, numbers in the precision of [`precise_dtype`].
     """
-    # Squares of thousands of tokens lose digits in float32; Apple's GPUs have nothing else.
-    dtype = torch.float32 if step_ids.device.type == "mps" else torch.float64
+    # Squares of thousands of tokens lose digits in float32.
+    dtype = precise_dtype(step_ids.device)
     action_mask = step_ids >= 0
     end_mask = step_end_mask(step_ids)
     scored_mask = end_mask & ~token_rewards.isnan()

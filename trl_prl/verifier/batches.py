@@ -159,9 +159,9 @@ def gather_positions(logits: torch.Tensor, positions: torch.Tensor, right_label:
             Which of two labels means a right step: the second one, as TRL's former `PRMTrainer` trained them.
 
     Returns:
-        `torch.Tensor` of shape (B, 1 + S): Logits in float32, or in float64 where they were, with gradient.
+        `torch.Tensor` of shape (B, 1 + S): Logits in float32, or more precise where they were, with gradient.
     """
     chosen = logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
     # Large sums, of which differences are taken, come in float64 and stay so.
-    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
     return chosen[..., 0] if logits.shape[-1] == 1 else chosen[..., right_label] - chosen[..., 1 - right_label]

@@ -44,8 +44,6 @@ class ModelScorer(ABC):
         self.tokenizer = tokenizer
         self.settings = settings
         self.max_batch_tokens = max_batch_tokens
-        self.num_steps = 0
-        """Steps scored or left out so far."""
         self.num_truncated_steps = 0
         """Steps left out so far, because they lie beyond `settings.max_length`."""
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -125,7 +123,6 @@ class ModelScorer(ABC):
         """Logits of prompts and steps, of shape (B, 1 + S); steps without a place of their own are counted."""
         rows = self._tokenize(prompts, steps, columns.get("finished"))
         num_steps, num_truncated = sum(map(len, steps)), sum(row.num_truncated for row in rows)
-        self.num_steps += num_steps
         self.num_truncated_steps += num_truncated
         log_metric = columns.get("log_metric")
         if log_metric is not None and num_steps:
