@@ -69,12 +69,9 @@ def sampling_of_training(args: Any, **changes: Any) -> SamplingParams:
     Returns:
         [`SamplingParams`]: The settings.
     """
-    neutral = {"min_p": (None, 0, 0.0), "repetition_penalty": (None, 1, 1.0), "generation_kwargs": (None, {})}
-    unheeded = [
-        f"{name}={getattr(args, name)!r}"
-        for name, values in neutral.items()
-        if getattr(args, name, None) not in values
-    ]
+    neutral = {"min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+    given = {name: getattr(args, name, value) or value for name, value in neutral.items()}
+    unheeded = [f"{name}={given[name]!r}" for name, value in neutral.items() if given[name] != value]
     if unheeded:
         logger.warning(
             "Samples of an evaluation or a Monte-Carlo value are drawn without %s of the training, so they are of "
