@@ -336,6 +336,8 @@ def test_stopped_in_the_middle_says_how_to_go_on(tmp_path: Path, number: int, co
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell lets what it runs in the background ignore Ctrl-C, and this would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not find_units(tmp_path / "values"):
         time.sleep(0.01)
