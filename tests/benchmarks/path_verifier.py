@@ -6,7 +6,8 @@ Each strategy says whose rollouts value the prefixes of how many solutions how o
 weights, or from scratch. They are judged on solutions of the base policy to held-out problems: whether progress tells
 a step towards the goal from one that leads away or is impossible (AUROC), and how well values rank prefixes by the
 success of 256 further rollouts of the base policy (Spearman, over prefixes that can still succeed). Everything that is
-finished is kept, and `--strategies` lets several processes share the work.
+finished is kept, and `--strategies` lets several processes share the work; without a number it makes the table and the
+figure from what is kept.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ STRATEGIES = (
     Strategy(8, 2, temperature=0.3, sampling="first_pit"),
     Strategy(3, 8, temperature=0.3, sampling="adaptive"),
     *(Strategy(8, 2, temperature=0.3, width=width) for width in (64, 192)),
+    Strategy(8, 2, temperature=0.3, sampling="first_pit", seed=1),
 )
 
 
@@ -181,9 +183,11 @@ def uncalibrated_rmse(folder: Path, exam: PathExam) -> float:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Gather what is finished, and write it with its table."""
-    found = {strategy: Results(args.work / f"{strategy.name}.json").data for strategy in STRATEGIES}
-    found = {strategy: data for strategy, data in found.items() if "quality" in data}
+    """Add what is finished to what was kept, and write it with its table and figure."""
+    found = json.loads(args.output.read_text()) if args.output.exists() else {}
+    done = {one.name: Results(args.work / f"{one.name}.json").data for one in STRATEGIES}
+    found |= {name: data for name, data in done.items() if "quality" in data}
+    found = {one: found[one.name] for one in STRATEGIES if one.name in found}
     rows = []
     for strategy in (one for one in found if one.seed == 0):
         seeds = [data for other, data in found.items() if replace(other, seed=0) == strategy]
@@ -239,11 +243,13 @@ def main() -> None:
     parser.add_argument("--exam_prefixes", type=int, default=300, help="prefixes valued by 256 rollouts")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    drawn = Results(args.work / "exam.json").get(
-        "exam", lambda: asdict(path_exam(path_generator(), args.exam_problems, args.exam_prefixes))
-    )
-    exam = PathExam(**drawn)
-    for strategy in STRATEGIES if args.strategies is None else [STRATEGIES[k] for k in args.strategies]:
+    strategies = STRATEGIES if args.strategies is None else [STRATEGIES[k] for k in args.strategies]
+    if strategies:
+        drawn = Results(args.work / "exam.json").get(
+            "exam", lambda: asdict(path_exam(path_generator(), args.exam_problems, args.exam_prefixes))
+        )
+        exam = PathExam(**drawn)
+    for strategy in strategies:
         results, start = Results(args.work / f"{strategy.name}.json"), time.perf_counter()
         if "quality" not in results.data:
             rows, cost = collect_values(args.work, strategy)
