@@ -11,9 +11,10 @@ STAMP := $(VENV)/.installed
 # The packages of $(VENV), and DeepSpeed, whose presence alone changes what other libraries do.
 SHARDED := $(VENV)-distributed
 # One thread per test worker: threads of several workers on the same cores only slow each other down.
+BENCHMARK := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-properties test-ray test-distributed test-vllm test-versions lint format typecheck docs docs-serve env clean help
+.PHONY: quickstart test test-properties test-ray test-distributed test-vllm test-versions lint format typecheck figures docs docs-serve env clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -56,6 +57,17 @@ format: $(STAMP)  ## Format the code and fix what can be fixed
 
 typecheck: $(STAMP)  ## Check the types
 	$(BIN)/mypy
+
+figures: $(STAMP)  ## Make the tables and figures of the experiments from the runs that are kept, two minutes
+	$(BENCHMARK)/planted_figure3.py --seeds 5 --output docs/figures/planted.json
+	$(BENCHMARK)/planted_curve.py --seeds 10 10 10 10 5 5 --output docs/figures/planted_curve.json
+	$(BENCHMARK)/planted_provers.py --seeds 5 --output docs/figures/planted_provers.json
+	$(BENCHMARK)/path_runs.py table --output docs/figures/paths.json
+	$(BENCHMARK)/path_verifier.py --strategies
+	$(BENCHMARK)/path_search.py --report
+	PYTHONPATH=. $(BENCHMARK)/kl_placement.py --seeds 2 --output docs/figures/kl_placement.json
+	$(BENCHMARK)/bench_search.py --verifier tests/benchmarks/arithmetic/verifier --terms 4 --sizes 1 2 4 8 --samples 128 \
+		--output docs/figures/search.json
 
 docs: $(STAMP)  ## Build the documentation into site/, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
