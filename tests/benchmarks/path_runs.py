@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -147,6 +148,7 @@ def key_of(result: dict[str, Any]) -> tuple[Any, ...]:
 
 
 KEPT = ("run", "split", "curve", "scores", "seconds", "num_tokens", "machine")
+ACCURACIES = (10, 20, 40, 60)
 COLUMNS_OF_KEY = ("split", "method", "learning rate", "prompts x samples", "longest")
 
 
@@ -187,6 +189,39 @@ def at_the_end(runs: dict[str, Any]) -> str:
     return table([*COLUMNS_OF_KEY, "seeds", "steps", *COLUMNS], rows)
 
 
+def steps_to(result: dict[str, Any], accuracy: float) -> float | None:
+    """Optimizer steps to an accuracy on far goals, interpolated between evaluations; `None` where it was not reached."""
+    curve = sorted((int(step), scores["far/avg"]) for step, scores in result["scores"].items())
+    for (before, low), (after, high) in pairwise(curve):
+        if low < accuracy <= high:
+            return before + (after - before) * (accuracy - low) / (high - low)
+    return None
+
+
+def to_accuracies(runs: dict[str, Any]) -> str:
+    """What every method of several seeds needs for fixed accuracies on far goals: samples, and tokens where counted."""
+    rows = []
+    for key, members in grouped(runs.values(), key_of).items():
+        if len(members) < 2 or key[0] != "test":
+            continue
+        cells = []
+        for accuracy in ACCURACIES:
+            steps = [(one, step) for one in members if (step := steps_to(one, accuracy)) is not None]
+            per_step = members[0]["run"]["num_prompts"] * members[0]["run"]["num_generations"]
+            tokens = [
+                one["num_tokens"] * step / len(one["curve"]) / 1e6 for one, step in steps if one.get("num_tokens")
+            ]
+            cells.append(
+                f"{spread([step * per_step / 1000 for _, step in steps])}; {len(steps)} of {len(members)}"
+                if steps
+                else "not reached"
+            )
+            cells.append(spread(tokens) if tokens else "")
+        rows.append([*key, *cells])
+    columns = [name for a in ACCURACIES for name in (f"thousand samples to {a} %", f"M tokens to {a} %")]
+    return table([*COLUMNS_OF_KEY, *columns], rows)
+
+
 def show(args: argparse.Namespace) -> None:
     """Keep the runs of folders in one file, and write their tables and their figure next to it."""
     runs = json.loads(args.output.read_text()) if args.output.exists() else {}
@@ -203,7 +238,9 @@ def show(args: argparse.Namespace) -> None:
     machines = "\n".join(dict.fromkeys(machine_text(result["machine"]) for result in runs.values()))
     text = (
         f"At the end, mean (lowest to highest)\n\n{at_the_end(runs)}\n"
-        f"At the same optimizer steps; behind the semicolon the number of seeds\n\n{on_the_way(runs)}\n{machines}\n"
+        f"At the same optimizer steps; behind the semicolon the number of seeds\n\n{on_the_way(runs)}\n"
+        "Policy samples and their tokens to fixed accuracies on far goals (avg), without a verifier's; behind the "
+        f"semicolon how many seeds got there\n\n{to_accuracies(runs)}\n{machines}\n"
     )
     args.output.with_suffix(".md").write_text(text)
     print(text)
