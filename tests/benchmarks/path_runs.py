@@ -190,7 +190,7 @@ def at_the_end(runs: dict[str, Any]) -> str:
 
 
 def steps_to(result: dict[str, Any], accuracy: float) -> float | None:
-    """Optimizer steps to an accuracy on far goals, interpolated between evaluations; `None` where it was not reached."""
+    """Optimizer steps to an accuracy on far goals, interpolated; `None` where it was not reached."""
     curve = sorted((int(step), scores["far/avg"]) for step, scores in result["scores"].items())
     for (before, low), (after, high) in pairwise(curve):
         if low < accuracy <= high:
@@ -199,7 +199,7 @@ def steps_to(result: dict[str, Any], accuracy: float) -> float | None:
 
 
 def to_accuracies(runs: dict[str, Any]) -> str:
-    """What every method of several seeds needs for fixed accuracies on far goals: samples, and tokens where counted."""
+    """What each method of several seeds needs for accuracies on far goals: samples, and tokens where counted."""
     rows = []
     for key, members in grouped(runs.values(), key_of).items():
         if len(members) < 2 or key[0] != "test":
@@ -211,11 +211,8 @@ def to_accuracies(runs: dict[str, Any]) -> str:
             tokens = [
                 one["num_tokens"] * step / len(one["curve"]) / 1e6 for one, step in steps if one.get("num_tokens")
             ]
-            cells.append(
-                f"{spread([step * per_step / 1000 for _, step in steps])}; {len(steps)} of {len(members)}"
-                if steps
-                else "not reached"
-            )
+            needed = [step * per_step / 1000 for _, step in steps]
+            cells.append(f"{spread(needed)}; {len(steps)} of {len(members)}" if steps else "not reached")
             cells.append(spread(tokens) if tokens else "")
         rows.append([*key, *cells])
     columns = [name for a in ACCURACIES for name in (f"thousand samples to {a} %", f"M tokens to {a} %")]
