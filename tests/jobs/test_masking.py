@@ -44,6 +44,7 @@ from trl_prl.jobs.masking import mask_secrets
         ('{"eos_token": "</s>"}', '{"eos_token": "</s>"}'),
         ("ask-and-answer, user@host, 1 < 2", "ask-and-answer, user@host, 1 < 2"),
         ("org/hf_policy_step100", "org/hf_policy_step100"),
+        (f"https://host/hf_{'aB3' * 12}/v1", "https://host/hf_***/v1"),
     ],
 )
 def test_masked(value: Any, masked: Any) -> None:

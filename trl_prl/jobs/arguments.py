@@ -128,8 +128,8 @@ def run_script(main: Callable[..., None], *classes: type[Any]) -> None:
         check_words(parser, words[:place] + words[place + 2 :])
         arguments = parser.parse_args_and_config(words)
         given = {name: value for argument in arguments for name, value in vars(argument).items()}
-        options = {"revision": "model_revision", "trust_remote_code": "trust_remote_code"}
-        options = {name: given[field] for name, field in options.items() if given.get(field)}
+        named = {"revision": "model_revision", "trust_remote_code": "trust_remote_code"}
+        options = {name: given[field] for name, field in named.items() if given.get(field)}
         check_model(given.get("model_name_or_path"), **options)
         main(*arguments)
     except (ValueError, OSError, ImportError) as error:

@@ -23,6 +23,7 @@ _IN_TEXT = (
     (re.compile(r"(?<=://)[^/?#\s]+(?=@)"), MASK),
     # Not behind a slash: `org/hf_policy_step100` and `org/hf_policy_step200` are two models, and no keys.
     (re.compile(r"(?<![\w/])(hf_|sk-)[\w*-]{6,}"), r"\1" + MASK),
+    (re.compile(r"\b(hf_)[A-Za-z0-9]{30,}"), r"\1" + MASK),
     (re.compile(r"\b(Bearer\s+)\S+"), r"\1" + MASK),
     (re.compile(r"(?i)([?&][\w.-]*(?:token|key|password|passwd|secret|auth|sig|signature)=)[^&#\s]+"), r"\1" + MASK),
     # As in the options behind the name of a process reward.
